@@ -1,0 +1,138 @@
+#include "lpcd/base/json.h"
+
+#include <cmath>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "lpcd/base/raise.h"
+
+namespace lpcd {
+
+Json parse_json(std::string_view text, std::string_view what, int max_depth) {
+  // Keys seen so far in each open object; arrays push an empty set to keep the depth.
+  std::vector<std::unordered_set<std::string>> open;
+  const auto watch = [&](int /*depth*/, Json::parse_event_t event, Json& value) {
+    switch (event) {
+      case Json::parse_event_t::object_start:
+      case Json::parse_event_t::array_start:
+        open.emplace_back();
+        if (std::cmp_greater(open.size(), max_depth)) {
+          raise(ErrorCode::kBadFile, "{}: JSON nested deeper than {} levels; refusing to read it",
+                what, max_depth);
+        }
+        break;
+      case Json::parse_event_t::object_end:
+      case Json::parse_event_t::array_end:
+        open.pop_back();
+        break;
+      case Json::parse_event_t::key:
+        if (!open.back().insert(value.get_ref<const std::string&>()).second) {
+          raise(ErrorCode::kBadFile,
+                "{}: key \"{}\" appears twice in one object; remove one of them", what,
+                value.get_ref<const std::string&>());
+        }
+        break;
+      case Json::parse_event_t::value:
+        break;
+    }
+    return true;
+  };
+  try {
+    return Json::parse(text.begin(), text.end(), watch);
+  } catch (const Json::exception& e) {
+    std::string detail = e.what();  // "[json.exception.parse_error.101] parse error at line 1, ..."
+    if (const size_t end = detail.find("] "); end != std::string::npos) detail.erase(0, end + 2);
+    raise(ErrorCode::kBadFile, "{}: not valid JSON ({}); the file is damaged or incomplete", what,
+          detail);
+  }
+}
+
+std::string dump_json(const Json& value, int indent) {
+  return value.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+JsonFields::JsonFields(const Json& object, std::string where)
+    : object_(object), where_(std::move(where)) {
+  if (!object.is_object()) {
+    raise(ErrorCode::kBadFile, "{}: must be a JSON object, found {}", where_, object.type_name());
+  }
+}
+
+const Json* JsonFields::find(std::string_view key) const {
+  const auto it = object_.find(key);
+  return it == object_.end() || it->is_null() ? nullptr : &*it;
+}
+
+bool JsonFields::has(std::string_view key) const { return find(key) != nullptr; }
+
+const Json& JsonFields::require(std::string_view key) const {
+  const Json* value = find(key);
+  if (value == nullptr) raise(ErrorCode::kBadFile, "{}: missing \"{}\"", where_, key);
+  return *value;
+}
+
+void JsonFields::wrong(std::string_view key, std::string_view expected) const {
+  std::string found = dump_json(*find(key));
+  if (found.size() > 60) found = found.substr(0, 57) + "...";
+  raise(ErrorCode::kBadFile, "{}: {} must be {}, found {}", where_, key, expected, found);
+}
+
+int64_t JsonFields::int_at(std::string_view key, int64_t min, int64_t max) const {
+  const Json& value = require(key);
+  const std::string range = max == std::numeric_limits<int64_t>::max()
+                                ? fmt::format("an integer >= {}", min)
+                                : fmt::format("an integer from {} to {}", min, max);
+  if (!value.is_number_integer()) wrong(key, range);
+  if (value.is_number_unsigned() &&
+      std::cmp_greater(value.get<uint64_t>(), std::numeric_limits<int64_t>::max())) {
+    wrong(key, range);
+  }
+  const auto number = value.get<int64_t>();
+  if (number < min || number > max) wrong(key, range);
+  return number;
+}
+
+int64_t JsonFields::int_or(std::string_view key, int64_t fallback, int64_t min, int64_t max) const {
+  return has(key) ? int_at(key, min, max) : fallback;
+}
+
+double JsonFields::number_at(std::string_view key) const {
+  const Json& value = require(key);
+  if (!value.is_number() || !std::isfinite(value.get<double>())) wrong(key, "a finite number");
+  return value.get<double>();
+}
+
+double JsonFields::number_or(std::string_view key, double fallback) const {
+  return has(key) ? number_at(key) : fallback;
+}
+
+bool JsonFields::bool_or(std::string_view key, bool fallback) const {
+  if (!has(key)) return fallback;
+  if (!find(key)->is_boolean()) wrong(key, "true or false");
+  return find(key)->get<bool>();
+}
+
+std::string JsonFields::string_at(std::string_view key) const {
+  const Json& value = require(key);
+  if (!value.is_string()) wrong(key, "a string");
+  return value.get<std::string>();
+}
+
+std::string JsonFields::string_or(std::string_view key, std::string_view fallback) const {
+  return has(key) ? string_at(key) : std::string(fallback);
+}
+
+const Json& JsonFields::object_at(std::string_view key) const {
+  const Json& value = require(key);
+  if (!value.is_object()) wrong(key, "an object");
+  return value;
+}
+
+const Json& JsonFields::array_at(std::string_view key) const {
+  const Json& value = require(key);
+  if (!value.is_array()) wrong(key, "an array");
+  return value;
+}
+
+}  // namespace lpcd

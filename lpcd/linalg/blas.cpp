@@ -1,0 +1,198 @@
+#include "lpcd/linalg/blas.h"
+
+#include <cblas.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <string_view>
+
+#include "lpcd/linalg/cpu.h"
+#include "lpcd/linalg/parallel.h"
+
+namespace lpcd::linalg {
+namespace {
+
+// Row tile of a product. 512 rows amortise packing the weights once per tile (1 / 512 of the
+// work) and still give a chunk of 4096 tokens eight tasks.
+constexpr int64_t kRowTile = 512;
+// Column tile: wide enough for the projections of a small model to be one task, so that only
+// wide matrices are cut twice.
+constexpr int64_t kColTile = 2048;
+// Tile of a moment matrix: 256 x 256 floats stay in a 256 KiB share of L2 while slabs stream by.
+constexpr int64_t kMomentTile = 256;
+
+int to_int(int64_t n) { return narrow<int>(n, "matrix extent"); }
+
+template <typename Fn>
+Fn find_symbol(const char* name) {
+  return reinterpret_cast<Fn>(dlsym(RTLD_DEFAULT, name));  // NOLINT: the dlsym idiom
+}
+
+template <typename Product>
+void over_tiles(const RunContext& ctx, FloatView c, const Product& product) {
+  const int64_t row_tiles = ceil_div(c.rows(), kRowTile);
+  const int64_t col_tiles = ceil_div(c.cols(), kColTile);
+  parallel_for(ctx, row_tiles * col_tiles, [&](int64_t task) {
+    const int64_t r0 = (task / col_tiles) * kRowTile;
+    const int64_t c0 = (task % col_tiles) * kColTile;
+    product(r0, std::min(kRowTile, c.rows() - r0), c0, std::min(kColTile, c.cols() - c0));
+  });
+}
+
+}  // namespace
+
+void gemm_nt(float alpha, ConstView a, ConstView b, float beta, FloatView c) {
+  LPCD_CHECK(a.cols() == b.cols() && a.rows() == c.rows() && b.rows() == c.cols());
+  if (c.empty()) return;
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, to_int(c.rows()), to_int(c.cols()),
+              to_int(a.cols()), alpha, a.data(), to_int(a.stride()), b.data(), to_int(b.stride()),
+              beta, c.data(), to_int(c.stride()));
+}
+
+void gemm_nn(float alpha, ConstView a, ConstView b, float beta, FloatView c) {
+  LPCD_CHECK(a.cols() == b.rows() && a.rows() == c.rows() && b.cols() == c.cols());
+  if (c.empty()) return;
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, to_int(c.rows()), to_int(c.cols()),
+              to_int(a.cols()), alpha, a.data(), to_int(a.stride()), b.data(), to_int(b.stride()),
+              beta, c.data(), to_int(c.stride()));
+}
+
+void gemm_tn(float alpha, ConstView a, ConstView b, float beta, FloatView c) {
+  LPCD_CHECK(a.rows() == b.rows() && a.cols() == c.rows() && b.cols() == c.cols());
+  if (c.empty()) return;
+  cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, to_int(c.rows()), to_int(c.cols()),
+              to_int(a.rows()), alpha, a.data(), to_int(a.stride()), b.data(), to_int(b.stride()),
+              beta, c.data(), to_int(c.stride()));
+}
+
+void gemm_nt(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta,
+             FloatView c) {
+  over_tiles(ctx, c, [&](int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
+    gemm_nt(alpha, a.rows_range(r0, rows), b.rows_range(c0, cols), beta,
+            c.rows_range(r0, rows).cols_range(c0, cols));
+  });
+}
+
+void gemm_nn(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta,
+             FloatView c) {
+  over_tiles(ctx, c, [&](int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
+    gemm_nn(alpha, a.rows_range(r0, rows), b.cols_range(c0, cols), beta,
+            c.rows_range(r0, rows).cols_range(c0, cols));
+  });
+}
+
+void add_gram(const RunContext& ctx, ConstView x, int64_t slab_rows, FloatView h) {
+  LPCD_CHECK(h.rows() == x.cols() && h.cols() == x.cols() && slab_rows > 0);
+  const int64_t tiles = ceil_div(h.rows(), kMomentTile);
+  parallel_for(ctx, tiles * (tiles + 1) / 2, [&](int64_t task) {
+    int64_t i = 0;  // row of tiles that holds task: i (i + 1) / 2 <= task
+    while ((i + 1) * (i + 2) / 2 <= task) ++i;
+    const int64_t r0 = i * kMomentTile;
+    const int64_t c0 = (task - i * (i + 1) / 2) * kMomentTile;
+    const int64_t rows = std::min(kMomentTile, h.rows() - r0);
+    const int64_t cols = std::min(kMomentTile, h.rows() - c0);
+    const FloatView tile = h.rows_range(r0, rows).cols_range(c0, cols);
+    for (int64_t t = 0; t < x.rows(); t += slab_rows) {
+      const ConstView slab = x.rows_range(t, std::min(slab_rows, x.rows() - t));
+      if (r0 == c0) {
+        cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, to_int(rows), to_int(slab.rows()), 1.0F,
+                    slab.data() + r0, to_int(slab.stride()), 1.0F, tile.data(),
+                    to_int(tile.stride()));
+      } else {
+        gemm_tn(1.0F, slab.cols_range(r0, rows), slab.cols_range(c0, cols), 1.0F, tile);
+      }
+    }
+  });
+}
+
+void add_cross(const RunContext& ctx, ConstView a, ConstView b, int64_t slab_rows, FloatView c) {
+  LPCD_CHECK(c.rows() == a.cols() && c.cols() == b.cols() && a.rows() == b.rows() && slab_rows > 0);
+  const int64_t row_tiles = ceil_div(c.rows(), kMomentTile);
+  const int64_t col_tiles = ceil_div(c.cols(), kMomentTile);
+  parallel_for(ctx, row_tiles * col_tiles, [&](int64_t task) {
+    const int64_t r0 = (task / col_tiles) * kMomentTile;
+    const int64_t c0 = (task % col_tiles) * kMomentTile;
+    const int64_t rows = std::min(kMomentTile, c.rows() - r0);
+    const int64_t cols = std::min(kMomentTile, c.cols() - c0);
+    for (int64_t t = 0; t < a.rows(); t += slab_rows) {
+      const int64_t count = std::min(slab_rows, a.rows() - t);
+      gemm_tn(1.0F, a.rows_range(t, count).cols_range(r0, rows),
+              b.rows_range(t, count).cols_range(c0, cols), 1.0F,
+              c.rows_range(r0, rows).cols_range(c0, cols));
+    }
+  });
+}
+
+void mirror_lower(const RunContext& ctx, float scale, FloatView h) {
+  LPCD_CHECK(h.rows() == h.cols());
+  parallel_for(ctx, ceil_div(h.rows(), kMomentTile), [&](int64_t task) {
+    const int64_t begin = task * kMomentTile;
+    const int64_t end = std::min(begin + kMomentTile, h.rows());
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t c = 0; c <= r; ++c) h(r, c) *= scale;
+    }
+  });
+  parallel_for(ctx, ceil_div(h.rows(), kMomentTile), [&](int64_t task) {
+    const int64_t begin = task * kMomentTile;
+    const int64_t end = std::min(begin + kMomentTile, h.rows());
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t c = r + 1; c < h.cols(); ++c) h(r, c) = h(c, r);
+    }
+  });
+}
+
+BlasInfo blas_info() {
+  if (auto* config = find_symbol<const char* (*)()>("openblas_get_config")) {
+    BlasInfo info;
+    const std::string_view text = config();
+    info.library = std::string(text.substr(0, text.find(' ', text.find(' ') + 1)));
+    if (auto* core = find_symbol<const char* (*)()>("openblas_get_corename")) info.core = core();
+    return info;
+  }
+  if (find_symbol<void (*)(int)>("MKL_Set_Num_Threads") != nullptr) return {"MKL", ""};
+  if (find_symbol<void (*)(int)>("bli_thread_set_num_threads") != nullptr) return {"BLIS", ""};
+  return {"CBLAS", ""};
+}
+
+std::string better_openblas_core() {
+  // The kernel sets of OpenBLAS that use no AVX2: what an unknown x86 CPU falls back to.
+  constexpr std::array<std::string_view, 12> kWithoutAvx2 = {
+      "Katmai", "Coppermine", "Northwood",  "Prescott", "Banias",      "Atom",
+      "Core2",  "Penryn",     "Dunnington", "Nehalem",  "Sandybridge", "Generic"};
+  const std::string core = blas_info().core;
+  if (std::find(kWithoutAvx2.begin(), kWithoutAvx2.end(), core) == kWithoutAvx2.end()) return "";
+  if (cpu_has_avx512()) return "SkylakeX";
+  if (cpu_has_avx2()) return "Haswell";
+  return "";
+}
+
+void use_single_threaded_blas() {
+  for (const char* name : {"openblas_set_num_threads", "MKL_Set_Num_Threads"}) {
+    if (auto* set_threads = find_symbol<void (*)(int)>(name)) set_threads(1);
+  }
+  if (auto* set_threads = find_symbol<void (*)(int64_t)>("bli_thread_set_num_threads")) {
+    set_threads(1);
+  }
+}
+
+double measure_gemm_rate(const RunContext& ctx) {
+  constexpr int64_t kExtent = 2048;
+  constexpr int kRuns = 5;
+  Mat a(kExtent, kExtent);
+  Mat b(kExtent, kExtent);
+  Mat c(kExtent, kExtent);
+  std::fill_n(a.data(), a.size(), 0.5F);
+  std::fill_n(b.data(), b.size(), 0.25F);
+  std::array<double, kRuns> seconds{};
+  for (double& s : seconds) {
+    const auto start = std::chrono::steady_clock::now();
+    gemm_nt(ctx, 1.0F, a, b, 0.0F, c);
+    s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return 2.0 * static_cast<double>(kExtent * kExtent * kExtent) / seconds[kRuns / 2];
+}
+
+}  // namespace lpcd::linalg

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <string>
+
+namespace lpcd::linalg {
+
+/// Vector instruction sets of the running CPU, as far as the operating system enables them.
+[[nodiscard]] bool cpu_has_avx2();
+[[nodiscard]] bool cpu_has_avx512();
+
+/// Model name of the CPU, "" where the system does not tell.
+[[nodiscard]] std::string cpu_name();
+
+}  // namespace lpcd::linalg

@@ -1,0 +1,178 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "lpcd/base/error.h"
+#include "lpcd/linalg/blas.h"
+#include "lpcd/linalg/factor.h"
+#include "lpcd/linalg/parallel.h"
+
+namespace lpcd::linalg {
+namespace {
+
+RunContext with_threads(int threads) {
+  RunContext ctx;
+  ctx.threads = threads;
+  return ctx;
+}
+
+Mat random_mat(int64_t rows, int64_t cols, uint64_t seed) {
+  std::mt19937_64 rng(seed);
+  std::normal_distribution<float> normal;
+  Mat m(rows, cols);
+  std::generate_n(m.data(), m.size(), [&] { return normal(rng); });
+  return m;
+}
+
+bool same_bits(const Mat& a, const Mat& b) {
+  return a.size() == b.size() && std::equal(a.data(), a.data() + a.size(), b.data());
+}
+
+TEST(ParallelFor, RunsEveryTaskOnceAndRethrowsTheFirstException) {
+  std::vector<int> hits(1000, 0);
+  parallel_for(with_threads(4), 1000, [&](int64_t i) { ++hits[static_cast<size_t>(i)]; });
+  EXPECT_EQ(std::accumulate(hits.begin(), hits.end(), 0), 1000);
+  EXPECT_EQ(*std::max_element(hits.begin(), hits.end()), 1);
+  EXPECT_THROW(parallel_for(with_threads(4), 100,
+                            [](int64_t i) {
+                              if (i == 37) throw Error(ErrorCode::kInternal, "task 37");
+                            }),
+               Error);
+}
+
+TEST(Gemm, AgreesWithDoubleSumsAndDoesNotDependOnThreads) {
+  const Mat a = random_mat(1100, 70, 1);
+  const Mat b = random_mat(2500, 70, 2);
+  Mat one(1100, 2500);
+  Mat three(1100, 2500);
+  gemm_nt(with_threads(1), 1.0F, a, b, 0.0F, one);
+  gemm_nt(with_threads(3), 1.0F, a, b, 0.0F, three);
+  EXPECT_TRUE(same_bits(one, three));
+  for (const auto& [r, c] : {std::pair{0, 0}, {1099, 2499}, {511, 2047}, {512, 2048}}) {
+    double sum = 0;
+    for (int64_t k = 0; k < 70; ++k) sum += double{a(r, k)} * b(c, k);
+    EXPECT_NEAR(one(r, c), sum, 70 * 1e-6 * 10);
+  }
+}
+
+// A million tokens: the sum must be as good as f32 can store it. The direct f64 sum is the truth.
+TEST(Moments, LoseNothingVisibleOverAMillionTokens) {
+  constexpr int64_t kTokens = 1 << 20;
+  constexpr int64_t kChunk = 4096;
+  constexpr int64_t kWidth = 6;
+  Mat h(kWidth, kWidth);
+  Mat c(kWidth, kWidth);
+  std::vector<double> exact_h(kWidth * kWidth);
+  std::vector<double> exact_c(kWidth * kWidth);
+  for (int64_t t = 0; t < kTokens; t += kChunk) {
+    Mat x = random_mat(kChunk, kWidth, static_cast<uint64_t>(t));
+    for (int64_t r = 0; r < kChunk; ++r) x(r, 1) = x(r, 0) * 0.5F + 3.0F;  // a large mean
+    const Mat y = random_mat(kChunk, kWidth, static_cast<uint64_t>(t) + 1);
+    add_gram(with_threads(2), x, 2048, h);
+    add_cross(with_threads(2), y, x, 2048, c);
+    for (int64_t r = 0; r < kChunk; ++r) {
+      for (int64_t i = 0; i < kWidth; ++i) {
+        for (int64_t j = 0; j < kWidth; ++j) {
+          exact_h[static_cast<size_t>(i * kWidth + j)] += double{x(r, i)} * x(r, j);
+          exact_c[static_cast<size_t>(i * kWidth + j)] += double{y(r, i)} * x(r, j);
+        }
+      }
+    }
+  }
+  mirror_lower(with_threads(1), 1.0F, h);
+  for (int64_t i = 0; i < kWidth; ++i) {
+    for (int64_t j = 0; j < kWidth; ++j) {
+      // Scale of an entry: sqrt(H_ii H_jj). 2e-6 is 16 units of f32 after 512 slab sums.
+      const double scale = std::sqrt(exact_h[static_cast<size_t>(i * kWidth + i)] *
+                                     exact_h[static_cast<size_t>(j * kWidth + j)]);
+      EXPECT_NEAR(h(i, j), exact_h[static_cast<size_t>(i * kWidth + j)], 2e-6 * scale);
+      const double cross_scale =
+          std::sqrt(double{kTokens} * exact_h[static_cast<size_t>(j * kWidth + j)]);
+      EXPECT_NEAR(c(i, j), exact_c[static_cast<size_t>(i * kWidth + j)], 2e-6 * cross_scale);
+    }
+  }
+}
+
+TEST(Moments, DoNotDependOnThreadsOrOnHowSlabsAreSplitOverCalls) {
+  const Mat x = random_mat(4096, 300, 5);
+  Mat whole(300, 300);
+  Mat parts(300, 300);
+  add_gram(with_threads(1), x, 512, whole);
+  for (int64_t t = 0; t < 4096; t += 1024) {
+    add_gram(with_threads(3), ConstView(x).rows_range(t, 1024), 512, parts);
+  }
+  mirror_lower(with_threads(2), 2.0F / 4096, whole);
+  mirror_lower(with_threads(1), 2.0F / 4096, parts);
+  EXPECT_TRUE(same_bits(whole, parts));
+}
+
+Mat spd(int64_t n, uint64_t seed) {
+  const Mat x = random_mat(2 * n, n, seed);
+  Mat h(n, n);
+  add_gram(with_threads(2), x, 512, h);
+  mirror_lower(with_threads(1), 1.0F / static_cast<float>(2 * n), h);
+  return h;
+}
+
+TEST(Factor, UpperTimesItsTransposeIsTheDampedInverse) {
+  constexpr int64_t kN = 600;  // three diagonal blocks, the last one partial
+  const Mat h = spd(kN, 9);
+  const InverseFactor f = factor_damped_inverse(with_threads(2), h, {.fraction = 0.01});
+  EXPECT_TRUE(f.raised.empty());
+  // (H + lambda I) (U^T U) = I
+  Mat inverse(kN, kN);
+  gemm_tn(1.0F, f.upper, f.upper, 0.0F, inverse);
+  Mat damped = h.clone();
+  for (int64_t k = 0; k < kN; ++k) damped(k, k) += static_cast<float>(f.lambda);
+  Mat product(kN, kN);
+  gemm_nn(1.0F, damped, inverse, 0.0F, product);
+  for (int64_t i = 0; i < kN; ++i) {
+    for (int64_t j = 0; j < kN; ++j) ASSERT_NEAR(product(i, j), i == j ? 1.0F : 0.0F, 2e-3);
+  }
+  EXPECT_EQ(f.upper(5, 4), 0.0F);
+  const InverseFactor again = factor_damped_inverse(with_threads(1), h, {.fraction = 0.01});
+  EXPECT_TRUE(same_bits(f.upper, again.upper));
+}
+
+TEST(Factor, SolveRightRecoversAKnownSolution) {
+  const Mat h = spd(300, 3);
+  const InverseFactor f = factor_damped_inverse(with_threads(2), h, {.fraction = 0.1});
+  const Mat known = random_mat(130, 300, 4);
+  Mat damped = h.clone();
+  for (int64_t k = 0; k < 300; ++k) damped(k, k) += static_cast<float>(f.lambda);
+  Mat r(130, 300);
+  gemm_nn(1.0F, known, damped, 0.0F, r);
+  solve_right(with_threads(2), f, r);
+  for (int64_t i = 0; i < r.size(); ++i) ASSERT_NEAR(r.data()[i], known.data()[i], 1e-3);
+}
+
+TEST(Factor, RaisesTheDampingStepByStepAndRecordsIt) {
+  Mat h(4, 4);
+  for (int64_t i = 0; i < 4; ++i) h(i, i) = 1.0F;
+  h(0, 1) = h(1, 0) = 1.05F;  // indefinite until lambda > 0.05
+  const InverseFactor f = factor_damped_inverse(with_threads(1), h, {.fraction = 0.01});
+  ASSERT_EQ(f.raised.size(), 1U);
+  EXPECT_NEAR(f.raised[0], 0.01, 1e-9);
+  EXPECT_NEAR(f.lambda, 0.11, 1e-9);
+  h(0, 1) = h(1, 0) = 1e9F;
+  EXPECT_THROW((void)factor_damped_inverse(with_threads(1), h, {.fraction = 0.01}), Error);
+}
+
+TEST(Factor, DeadInputsCountAsOneAndNanIsRefused) {
+  Mat h(3, 3);
+  h(0, 0) = 2.0F;
+  h(2, 2) = 3.0F;
+  const InverseFactor f = factor_damped_inverse(with_threads(1), h, {.fraction = 0.5});
+  EXPECT_NEAR(f.lambda, 0.5 * 2.0, 1e-9);  // mean of 2, 1, 3
+  EXPECT_NEAR(f.upper(1, 1), 1 / std::sqrt(2.0), 1e-6);
+  h(2, 2) = std::nanf("");
+  EXPECT_THROW((void)factor_damped_inverse(with_threads(1), h, {.fraction = 0.5}), Error);
+}
+
+TEST(Blas, NamesTheLibrary) { EXPECT_FALSE(blas_info().library.empty()); }
+
+}  // namespace
+}  // namespace lpcd::linalg

@@ -1,0 +1,41 @@
+#include "lpcd/linalg/parallel.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+
+namespace lpcd::linalg {
+
+void parallel_for(const RunContext& ctx, int64_t count, const std::function<void(int64_t)>& body) {
+  const auto threads = static_cast<int>(std::min<int64_t>(std::max(ctx.threads, 1), count));
+  if (threads <= 1) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr first;
+  std::mutex first_mutex;
+#pragma omp parallel num_threads(threads)
+  {
+    while (!failed.load(std::memory_order_relaxed)) {
+      const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+      if (i >= count) break;
+      try {
+        body(i);
+      } catch (...) {
+        const std::lock_guard lock(first_mutex);
+        if (!first) first = std::current_exception();
+        failed.store(true, std::memory_order_relaxed);
+      }
+    }
+  }
+  if (first) std::rethrow_exception(first);
+}
+
+int available_threads() { return std::max(1, omp_get_num_procs()); }
+
+}  // namespace lpcd::linalg
