@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "lpcd/io/file.h"
+#include "lpcd/io/tensor_source.h"
+
+namespace lpcd::io {
+
+/// Value of one GGUF metadata key. Integers of all widths widen to 64 bits, floats to double;
+/// arrays hold one element type.
+using GgufValue = std::variant<bool, int64_t, uint64_t, double, std::string, std::vector<bool>,
+                               std::vector<int64_t>, std::vector<uint64_t>, std::vector<double>,
+                               std::vector<std::string>>;
+
+/// A GGUF file, version 2 or 3, little endian: metadata and tensors.
+///
+/// Tensor shapes are given outermost first, as everywhere in lpcd: GGUF's ne = [K, N] is [N, K].
+/// Types: F32, F16, BF16, F64, I8..I64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K..Q6_K; a tensor of
+/// another type is refused by name.
+/// Errors    kBadFile naming the field for every malformed header (counts, string and array
+///           lengths, alignment, dimensions, offsets, sizes, duplicate keys and names, data beyond
+///           the end); kUnsupportedModel for a tensor type outside the list.
+class GgufFile : public TensorSource {
+ public:
+  explicit GgufFile(const std::string& path);
+
+  [[nodiscard]] const std::map<std::string, GgufValue>& metadata() const { return metadata_; }
+  [[nodiscard]] const GgufValue* find_key(std::string_view key) const;
+
+  // Typed access. *_at: kBadModel if the key is absent or of another type; *_or: the fallback if
+  // absent, kBadModel if of another type. Integer access accepts either signedness.
+  [[nodiscard]] int64_t int_at(std::string_view key) const;
+  [[nodiscard]] int64_t int_or(std::string_view key, int64_t fallback) const;
+  [[nodiscard]] double number_at(std::string_view key) const;
+  [[nodiscard]] double number_or(std::string_view key, double fallback) const;
+  [[nodiscard]] bool bool_or(std::string_view key, bool fallback) const;
+  [[nodiscard]] std::string string_at(std::string_view key) const;
+  [[nodiscard]] std::string string_or(std::string_view key, std::string_view fallback) const;
+
+  [[nodiscard]] std::span<const std::byte> raw(std::string_view name) const override;
+  void release(std::string_view name) const override;
+  [[nodiscard]] std::string location(std::string_view name) const override;
+  [[nodiscard]] const std::string& path() const { return file_.path(); }
+
+ private:
+  MappedFile file_;
+  std::map<std::string, GgufValue> metadata_;
+  std::map<std::string, uint64_t, std::less<>> offsets_;  // from the start of the file
+};
+
+/// True if the file starts with the GGUF magic.
+[[nodiscard]] bool is_gguf_file(const std::string& path);
+
+}  // namespace lpcd::io

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "lpcd/tensor/mat.h"
+#include "lpcd/tensor/named_tensor.h"
+
+namespace lpcd::io {
+
+/// Named tensors that can be read one at a time: a safetensors directory, a GGUF file, memory.
+///
+/// Threads   const methods may be called from several threads at once.
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+
+  /// All tensors, sorted by name.
+  [[nodiscard]] const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  /// Null if there is no tensor of that name.
+  [[nodiscard]] const TensorInfo* find(std::string_view name) const;
+  /// kMissingTensor if there is none.
+  [[nodiscard]] const TensorInfo& at(std::string_view name) const;
+
+  /// The stored bytes, in the type that at(name).dtype says.
+  [[nodiscard]] virtual std::span<const std::byte> raw(std::string_view name) const = 0;
+  /// The bytes of `name` are not needed for a while; mapped sources give the pages back.
+  virtual void release(std::string_view name) const;
+  /// Where a tensor is stored, for messages: "model-00002-of-00003.safetensors".
+  [[nodiscard]] virtual std::string location(std::string_view name) const = 0;
+
+  /// Decodes F32, F16, BF16, F64 and every ggml block type to f32.
+  ///
+  /// Shapes    `out` has at(name).elements() elements.
+  /// Errors    kMissingTensor, kUnsupportedModel for an integer type; NaN and Inf pass through
+  ///           (check_finite is separate: an embedding table is checked once, not per read).
+  void read_f32(std::string_view name, std::span<float> out) const;
+
+ protected:
+  /// Sorts, builds the lookup table; kBadFile if a name appears twice.
+  void set_tensors(std::vector<TensorInfo> tensors, std::string_view where);
+
+ private:
+  std::vector<TensorInfo> tensors_;
+  std::unordered_map<std::string, size_t> index_;
+};
+
+/// kNonFinite naming the tensor, its location and the first bad index, if any value is NaN or Inf.
+void check_finite(std::span<const float> values, std::string_view name, std::string_view location);
+
+/// Tensors held in memory: for tests and for models that are made, not read.
+class MemoryTensorSource : public TensorSource {
+ public:
+  explicit MemoryTensorSource(std::vector<NamedTensor> tensors);
+  [[nodiscard]] std::span<const std::byte> raw(std::string_view name) const override;
+  [[nodiscard]] std::string location(std::string_view name) const override;
+
+ private:
+  std::unordered_map<std::string, std::vector<std::byte>> data_;
+};
+
+}  // namespace lpcd::io

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace lpcd::io {
+class GgufFile;
+}
+
+namespace lpcd::text {
+
+enum class SpecialTokens {
+  kNone,  ///< the text alone
+  kAdd,   ///< what the model's post-processor adds, as a rule one token at the beginning
+};
+
+/// Text to token ids and back, with the ids of the Hugging Face `tokenizers` package.
+///
+/// Covers byte-level BPE (GPT-2, Llama 3, Qwen 2/3, SmolLM) and SentencePiece-style BPE with byte
+/// fallback (Llama 2, Mistral), from tokenizer.json or from the vocabulary of a GGUF file.
+/// Numerics  Invalid UTF-8 in the input is first replaced by U+FFFD, one per maximal ill-formed
+///           part, as Python's errors="replace" does.
+/// Threads   const methods may be called from several threads at once.
+/// Errors    kBadFile / kUnsupportedModel from the constructors, naming the part of the file.
+class Tokenizer {
+ public:
+  /// From the text of a tokenizer.json; `where` names it in messages.
+  static Tokenizer from_json(std::string_view json, std::string_view where);
+  /// From tokenizer.ggml.* keys: models "gpt2" and "llama".
+  static Tokenizer from_gguf(const io::GgufFile& file);
+  /// From DIR/tokenizer.json, or nothing if there is none.
+  static std::optional<Tokenizer> from_directory(const std::string& directory);
+
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  ~Tokenizer();
+
+  /// O(n log n) in the length of the text, whatever the text.
+  [[nodiscard]] std::vector<int32_t> encode(std::string_view text, SpecialTokens special) const;
+
+  /// Text of the ids, special tokens left out. Unknown ids give nothing. Bytes of a character that
+  /// is cut in two come out as U+FFFD.
+  [[nodiscard]] std::string decode(std::span<const int32_t> ids) const;
+
+  /// One more than the largest id.
+  [[nodiscard]] int64_t vocab_size() const;
+  /// The id that kAdd puts in front of a text, if it does.
+  [[nodiscard]] std::optional<int32_t> leading_id() const;
+  /// Ids that end a text ("</s>", "<|endoftext|>", "<|im_end|>"), as far as the file tells.
+  [[nodiscard]] const std::vector<int32_t>& end_ids() const;
+
+  /// A tokenizer.json with the same ids, for consumers of a model that came from a GGUF file. For a
+  /// tokenizer that came from tokenizer.json this is that text, unchanged.
+  [[nodiscard]] std::string to_json() const;
+
+ private:
+  struct Impl;
+  explicit Tokenizer(std::unique_ptr<const Impl> impl);
+  std::unique_ptr<const Impl> impl_;
+};
+
+}  // namespace lpcd::text
