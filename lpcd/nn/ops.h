@@ -1,0 +1,96 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "lpcd/tensor/mat.h"
+
+namespace lpcd::nn {
+
+// The operators of a decoder block as pure functions on the calling thread. The vector width is
+// chosen at run time; FMA and width change the last bits between CPU generations, nothing else
+// does.
+
+/// out = x / sqrt(mean(x^2) + eps) * weight, row by row.
+/// Shapes    x, out [t, D] (may be the same memory); weight [D].
+void rms_norm(ConstView x, std::span<const float> weight, float eps, FloatView out);
+
+/// out = silu(gate) * up, silu(a) = a / (1 + exp(-a)).
+/// Shapes    all [t, F]; out may be gate or up.
+void silu_mul(ConstView gate, ConstView up, FloatView out);
+
+/// x += y.
+/// Shapes    both [t, D].
+void add(ConstView y, FloatView x);
+
+/// out = x - y.
+/// Shapes    all [t, D].
+void subtract(ConstView x, ConstView y, FloatView out);
+
+/// Sum of squared differences, in f64.
+[[nodiscard]] double squared_distance(ConstView x, ConstView y);
+/// Sum of squares, in f64.
+[[nodiscard]] double squared_norm(ConstView x);
+
+/// Rotary position embedding: angles of every position and pair of channels.
+///
+/// Channel i is paired with channel i + d/2 (the layout of Hugging Face checkpoints). Angles are
+/// computed as the reference does: f32 frequencies, f32 product with the position.
+struct RopeTable {
+  Mat cos;  ///< [positions, d/2]
+  Mat sin;  ///< [positions, d/2]
+
+  [[nodiscard]] int64_t positions() const { return cos.rows(); }
+};
+
+/// How angles are scaled for contexts longer than the model was trained on.
+struct RopeScaling {
+  enum class Kind { kDefault, kLinear, kLlama3 };
+  Kind kind = Kind::kDefault;
+  double factor = 1.0;
+  // kLlama3: wavelengths above original_context / low_freq_factor are divided by `factor`, those
+  // below original_context / high_freq_factor are kept, in between it is interpolated.
+  double low_freq_factor = 1.0;
+  double high_freq_factor = 4.0;
+  double original_context = 8192;
+};
+
+/// Frequencies of the d/2 channel pairs. `divisors`, if not empty, divides each (GGUF's
+/// rope_freqs).
+[[nodiscard]] std::vector<float> rope_frequencies(int64_t head_dim, double theta,
+                                                  const RopeScaling& scaling,
+                                                  std::span<const float> divisors);
+
+[[nodiscard]] RopeTable make_rope_table(std::span<const float> frequencies, int64_t positions);
+
+/// Rotates every head of consecutive positions first_position, first_position + 1, ...
+/// Shapes    x [L, heads * d].
+void apply_rope(const RopeTable& table, int64_t first_position, int64_t head_dim, FloatView x);
+
+/// Scratch of causal_attention, reused from call to call.
+struct AttentionScratch {
+  Mat scores;
+};
+
+/// Causal softmax attention of one head of one sequence: out = softmax(q k^T / sqrt(d)) v.
+///
+/// Shapes    q, out [Lq, d]; k, v [Lk, d] with Lk >= Lq: query i sees keys 0 .. Lk - Lq + i.
+/// Memory    scores of 64 queries at a time: 64 * Lk floats in `scratch`, never [L, L].
+void causal_attention(ConstView q, ConstView k, ConstView v, FloatView out,
+                      AttentionScratch& scratch);
+
+/// Log of the softmax denominator of each row, log sum exp(x - max) + max, and the row's argmax.
+struct RowSoftmax {
+  float log_sum;
+  int32_t argmax;
+};
+/// Shapes    logits [t, V]; result [t].
+[[nodiscard]] std::vector<RowSoftmax> row_log_sum_exp(ConstView logits);
+
+/// sum_v p_v (log p_v - log q_v) with p = softmax(reference row), q = softmax(other row), in nats.
+/// Shapes    both [V]; the log sums are those of row_log_sum_exp.
+[[nodiscard]] double kl_divergence(std::span<const float> reference, float reference_log_sum,
+                                   std::span<const float> other, float other_log_sum);
+
+}  // namespace lpcd::nn
