@@ -14,9 +14,6 @@
 namespace lpcd::linalg {
 namespace {
 
-// Row tile of a product. 512 rows amortise packing the weights once per tile (1 / 512 of the
-// work) and still give a chunk of 4096 tokens eight tasks.
-constexpr int64_t kRowTile = 512;
 // Column tile: wide enough for the projections of a small model to be one task, so that only
 // wide matrices are cut twice.
 constexpr int64_t kColTile = 2048;
@@ -31,13 +28,13 @@ Fn find_symbol(const char* name) {
 }
 
 template <typename Product>
-void over_tiles(const RunContext& ctx, FloatView c, const Product& product) {
-  const int64_t row_tiles = ceil_div(c.rows(), kRowTile);
+void over_tiles(const RunContext& ctx, FloatView c, int64_t row_tile, const Product& product) {
+  const int64_t row_tiles = ceil_div(c.rows(), row_tile);
   const int64_t col_tiles = ceil_div(c.cols(), kColTile);
   parallel_for(ctx, row_tiles * col_tiles, [&](int64_t task) {
-    const int64_t r0 = (task / col_tiles) * kRowTile;
+    const int64_t r0 = (task / col_tiles) * row_tile;
     const int64_t c0 = (task % col_tiles) * kColTile;
-    product(r0, std::min(kRowTile, c.rows() - r0), c0, std::min(kColTile, c.cols() - c0));
+    product(r0, std::min(row_tile, c.rows() - r0), c0, std::min(kColTile, c.cols() - c0));
   });
 }
 
@@ -67,17 +64,17 @@ void gemm_tn(float alpha, ConstView a, ConstView b, float beta, FloatView c) {
               beta, c.data(), to_int(c.stride()));
 }
 
-void gemm_nt(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta,
-             FloatView c) {
-  over_tiles(ctx, c, [&](int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
+void gemm_nt(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta, FloatView c,
+             int64_t row_tile) {
+  over_tiles(ctx, c, row_tile, [&](int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
     gemm_nt(alpha, a.rows_range(r0, rows), b.rows_range(c0, cols), beta,
             c.rows_range(r0, rows).cols_range(c0, cols));
   });
 }
 
-void gemm_nn(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta,
-             FloatView c) {
-  over_tiles(ctx, c, [&](int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
+void gemm_nn(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta, FloatView c,
+             int64_t row_tile) {
+  over_tiles(ctx, c, row_tile, [&](int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
     gemm_nn(alpha, a.rows_range(r0, rows), b.cols_range(c0, cols), beta,
             c.rows_range(r0, rows).cols_range(c0, cols));
   });

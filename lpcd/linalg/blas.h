@@ -23,11 +23,19 @@ void gemm_nn(float alpha, ConstView a, ConstView b, float beta, FloatView c);
 /// Shapes    A [K, M], B [K, N], C [M, N].
 void gemm_tn(float alpha, ConstView a, ConstView b, float beta, FloatView c);
 
-/// gemm_nt over fixed tiles on ctx.threads threads.
-void gemm_nt(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta, FloatView c);
+/// Rows of C that one task computes. 512 rows amortise packing the weights once per tile (1 / 512
+/// of the work) and still give a chunk of 4096 tokens eight tasks.
+constexpr int64_t kDefaultRowTile = 512;
+
+/// gemm_nt over fixed tiles on ctx.threads threads. Rows are cut every `row_tile` from the first:
+/// callers that compute a matrix in pieces pass a tile that the pieces are multiples of, and get
+/// the bits of the whole.
+void gemm_nt(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta, FloatView c,
+             int64_t row_tile = kDefaultRowTile);
 
 /// gemm_nn over fixed tiles on ctx.threads threads.
-void gemm_nn(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta, FloatView c);
+void gemm_nn(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta, FloatView c,
+             int64_t row_tile = kDefaultRowTile);
 
 /// Adds X^T X to the lower triangle of H, slab after slab.
 ///

@@ -11,18 +11,18 @@
 #include <cmath>
 #include <limits>
 
+#include "lpcd/base/simd-inl.h"
 #include "lpcd/linalg/blas.h"
-#include "lpcd/linalg/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lpcd::nn {
 namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
-using linalg::HWY_NAMESPACE::Df;
-using linalg::HWY_NAMESPACE::for_vectors;
-using linalg::HWY_NAMESPACE::load_n;
-using linalg::HWY_NAMESPACE::Vf;
+using simd::HWY_NAMESPACE::Df;
+using simd::HWY_NAMESPACE::for_vectors;
+using simd::HWY_NAMESPACE::load_n;
+using simd::HWY_NAMESPACE::Vf;
 
 // Sum of term(i) over [0, count) where term gives a whole vector and zero_tail(i, n) the last n
 // elements with zeros behind them. One accumulator per call: callers that sum long rows cut them.

@@ -1,10 +1,10 @@
 // Helpers for vector kernels. Included once per instruction set by files that use foreach_target.h
 // (see nn/ops.cpp), hence the unusual guard.
-#if defined(LPCD_LINALG_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef LPCD_LINALG_SIMD_INL_H_
-#undef LPCD_LINALG_SIMD_INL_H_
+#if defined(LPCD_BASE_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef LPCD_BASE_SIMD_INL_H_
+#undef LPCD_BASE_SIMD_INL_H_
 #else
-#define LPCD_LINALG_SIMD_INL_H_
+#define LPCD_BASE_SIMD_INL_H_
 #endif
 
 #include <hwy/highway.h>
@@ -12,7 +12,7 @@
 #include <cstdint>
 
 HWY_BEFORE_NAMESPACE();
-namespace lpcd::linalg {
+namespace lpcd::simd {
 namespace HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;
@@ -51,9 +51,8 @@ HWY_INLINE void for_vectors(int64_t count, const Body& body) {
   }
 }
 
-
 }  // namespace HWY_NAMESPACE
-}  // namespace lpcd::linalg
+}  // namespace lpcd::simd
 HWY_AFTER_NAMESPACE();
 
 #endif

@@ -1,0 +1,169 @@
+#include "lpcd/arch/block_forward.h"
+
+#include <algorithm>
+
+#include "lpcd/linalg/blas.h"
+#include "lpcd/linalg/parallel.h"
+
+namespace lpcd::arch {
+namespace {
+
+constexpr int64_t kRowTile = 512;
+constexpr int64_t kSlab = 2048;
+constexpr int64_t kChunk = 4096;
+
+// Rows [r0, r0 + n) of every tile, in parallel.
+template <typename Body>
+void for_row_tiles(const RunContext& ctx, int64_t rows, int64_t tile, const Body& body) {
+  linalg::parallel_for(ctx, ceil_div(rows, tile), [&](int64_t i) {
+    const int64_t r0 = i * tile;
+    body(r0, std::min(tile, rows - r0));
+  });
+}
+
+}  // namespace
+
+SequenceTiling SequenceTiling::for_length(int64_t seq_len) {
+  LPCD_CHECK(seq_len > 0);
+  SequenceTiling tiling;
+  tiling.seq_len = seq_len;
+  if (seq_len <= kRowTile) {
+    tiling.row_tile = kRowTile / seq_len * seq_len;
+  } else {
+    // The divisor of L next below 512, unless L has none of a useful size.
+    tiling.row_tile = seq_len;
+    for (int64_t parts = ceil_div(seq_len, kRowTile); parts <= 2 * ceil_div(seq_len, kRowTile);
+         ++parts) {
+      if (seq_len % parts == 0) {
+        tiling.row_tile = seq_len / parts;
+        break;
+      }
+    }
+  }
+  const int64_t unit = std::max(seq_len, tiling.row_tile);
+  tiling.slab_rows = std::max<int64_t>(1, kSlab / unit) * unit;
+  tiling.chunk_rows = std::max<int64_t>(1, kChunk / tiling.slab_rows) * tiling.slab_rows;
+  return tiling;
+}
+
+BlockForward::BlockForward(const ModelConfig& config, int64_t seq_len)
+    : config_(config),
+      tiling_(SequenceTiling::for_length(seq_len)),
+      rope_(nn::make_rope_table(nn::rope_frequencies(config.head_dim, config.rope_theta,
+                                                     config.rope_scaling, config.rope_divisors),
+                                seq_len)) {}
+
+void BlockForward::norm(const RunContext& ctx, std::span<const float> weight, ConstView x,
+                        FloatView out) const {
+  for_row_tiles(ctx, x.rows(), tiling_.row_tile, [&](int64_t r0, int64_t rows) {
+    nn::rms_norm(x.rows_range(r0, rows), weight, config_.rms_eps, out.rows_range(r0, rows));
+  });
+}
+
+void BlockForward::attention_norm(const RunContext& ctx, const BlockWeights& w, ConstView x,
+                                  FloatView a) const {
+  norm(ctx, w.vector(Role::kAttentionNorm), x, a);
+}
+
+void BlockForward::ffn_norm(const RunContext& ctx, const BlockWeights& w, ConstView h,
+                            FloatView m) const {
+  norm(ctx, w.vector(Role::kFfnNorm), h, m);
+}
+
+void BlockForward::attention(const RunContext& ctx, const BlockWeights& w, ConstView a,
+                             FloatView z) const {
+  const int64_t length = tiling_.seq_len;
+  const int64_t d = config_.head_dim;
+  LPCD_CHECK(a.rows() % length == 0 && z.rows() == a.rows());
+  Mat q = Mat::uninitialized(a.rows(), config_.heads * d);
+  Mat k = Mat::uninitialized(a.rows(), config_.kv_heads * d);
+  Mat v = Mat::uninitialized(a.rows(), config_.kv_heads * d);
+  linalg::gemm_nt(ctx, 1.0F, a, w[Role::kQ], 0.0F, q, tiling_.row_tile);
+  linalg::gemm_nt(ctx, 1.0F, a, w[Role::kK], 0.0F, k, tiling_.row_tile);
+  linalg::gemm_nt(ctx, 1.0F, a, w[Role::kV], 0.0F, v, tiling_.row_tile);
+
+  const auto rotate = [&](Mat& x, Role norm_role, int64_t sequence) {
+    const FloatView rows = x.view().rows_range(sequence * length, length);
+    if (config_.qk_norm) {
+      for (int64_t c = 0; c < x.cols(); c += d) {
+        const FloatView head = rows.cols_range(c, d);
+        nn::rms_norm(head, w.vector(norm_role), config_.rms_eps, head);
+      }
+    }
+    nn::apply_rope(rope_, 0, d, rows);
+  };
+  const int64_t sequences = a.rows() / length;
+  linalg::parallel_for(ctx, 2 * sequences, [&](int64_t task) {
+    if (task % 2 == 0) {
+      rotate(q, Role::kQNorm, task / 2);
+    } else {
+      rotate(k, Role::kKNorm, task / 2);
+    }
+  });
+
+  const int64_t group = config_.heads / config_.kv_heads;
+  linalg::parallel_for(ctx, sequences * config_.kv_heads, [&](int64_t task) {
+    const int64_t r0 = task / config_.kv_heads * length;
+    const int64_t kv = task % config_.kv_heads;
+    const ConstView keys = ConstView(k).rows_range(r0, length).cols_range(kv * d, d);
+    const ConstView values = ConstView(v).rows_range(r0, length).cols_range(kv * d, d);
+    nn::AttentionScratch scratch;
+    for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
+      nn::causal_attention(ConstView(q).rows_range(r0, length).cols_range(head * d, d), keys,
+                           values, z.rows_range(r0, length).cols_range(head * d, d), scratch);
+    }
+  });
+}
+
+void BlockForward::add_projection(const RunContext& ctx, ConstView input, ConstView weight,
+                                  FloatView x) const {
+  linalg::gemm_nt(ctx, 1.0F, input, weight, 1.0F, x, tiling_.row_tile);
+}
+
+void BlockForward::ffn_activation(const RunContext& ctx, const BlockWeights& w, ConstView m,
+                                  FloatView u) const {
+  Mat gate = Mat::uninitialized(m.rows(), config_.ffn);
+  linalg::gemm_nt(ctx, 1.0F, m, w[Role::kGate], 0.0F, gate, tiling_.row_tile);
+  linalg::gemm_nt(ctx, 1.0F, m, w[Role::kUp], 0.0F, u, tiling_.row_tile);
+  for_row_tiles(ctx, m.rows(), tiling_.row_tile, [&](int64_t r0, int64_t rows) {
+    const FloatView out = u.rows_range(r0, rows);
+    nn::silu_mul(ConstView(gate).rows_range(r0, rows), out, out);
+  });
+}
+
+void BlockForward::run(const RunContext& ctx, const BlockWeights& w, FloatView x) const {
+  const int64_t rows = std::min(tiling_.chunk_rows, x.rows());
+  Mat normed = Mat::uninitialized(rows, config_.hidden);
+  Mat z = Mat::uninitialized(rows, config_.heads * config_.head_dim);
+  Mat u = Mat::uninitialized(rows, config_.ffn);
+  for (int64_t r0 = 0; r0 < x.rows(); r0 += tiling_.chunk_rows) {
+    ctx.throw_if_cancelled();
+    const int64_t n = std::min(tiling_.chunk_rows, x.rows() - r0);
+    const FloatView chunk = x.rows_range(r0, n);
+    const FloatView normed_chunk = normed.view().rows_range(0, n);
+    attention_norm(ctx, w, chunk, normed_chunk);
+    attention(ctx, w, normed_chunk, z.view().rows_range(0, n));
+    add_projection(ctx, z.view().rows_range(0, n), w[Role::kO], chunk);
+    ffn_norm(ctx, w, chunk, normed_chunk);
+    ffn_activation(ctx, w, normed_chunk, u.view().rows_range(0, n));
+    add_projection(ctx, u.view().rows_range(0, n), w[Role::kDown], chunk);
+  }
+}
+
+double BlockForward::projection_flops(Role role) const {
+  const auto shape = config_.shape(role);
+  return 2.0 * static_cast<double>(shape[0]) * static_cast<double>(shape[1]);
+}
+
+double BlockForward::attention_flops() const {
+  // q k^T and p v over half of all pairs of positions.
+  const double pairs = 0.5 * static_cast<double>(tiling_.seq_len + 1);
+  return projection_flops(Role::kQ) + projection_flops(Role::kK) + projection_flops(Role::kV) +
+         4.0 * pairs * static_cast<double>(config_.heads * config_.head_dim);
+}
+
+double BlockForward::ffn_activation_flops() const {
+  return projection_flops(Role::kGate) + projection_flops(Role::kUp);
+}
+
+}  // namespace lpcd::arch

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <vector>
+
+#include "lpcd/arch/model.h"
+#include "lpcd/base/context.h"
+#include "lpcd/nn/ops.h"
+
+namespace lpcd::arch {
+
+/// How B sequences of L tokens are cut for computing. All cuts depend on L only, so results depend
+/// neither on threads nor on how many sequences are processed at a time.
+struct SequenceTiling {
+  int64_t seq_len = 0;    ///< L
+  int64_t row_tile = 0;   ///< rows of one task; about 512, divides slab_rows
+  int64_t slab_rows = 0;  ///< rows that one BLAS call adds to a moment; about 2048, whole sequences
+  int64_t chunk_rows = 0;  ///< rows whose temporaries exist at a time; about 4096, whole slabs
+
+  static SequenceTiling for_length(int64_t seq_len);
+};
+
+/// The forward pass of one block in stages, on [t, D] rows that are whole sequences.
+///
+/// Each stage is a function of its inputs and of the weights it names, so that the pipeline can
+/// quantize between stages and never runs one twice. Threads: ctx.threads; the same bits for any.
+class BlockForward {
+ public:
+  BlockForward(const ModelConfig& config, int64_t seq_len);
+
+  [[nodiscard]] const SequenceTiling& tiling() const { return tiling_; }
+
+  /// a = attention norm of x.   x, a [t, D].
+  void attention_norm(const RunContext& ctx, const BlockWeights& w, ConstView x, FloatView a) const;
+  /// z = causal attention of q, k, v, which are projections of a.   a [t, D], z [t, Hq d].
+  /// Memory    t * (Hq + 2 Hkv) d floats, and 64 * L per thread.
+  void attention(const RunContext& ctx, const BlockWeights& w, ConstView a, FloatView z) const;
+  /// x += z Wo^T (or u Wdown^T).   x [t, D].
+  void add_projection(const RunContext& ctx, ConstView input, ConstView weight, FloatView x) const;
+  /// m = feed-forward norm of h.   h, m [t, D].
+  void ffn_norm(const RunContext& ctx, const BlockWeights& w, ConstView h, FloatView m) const;
+  /// u = silu(m Wgate^T) * (m Wup^T).   m [t, D], u [t, F].
+  void ffn_activation(const RunContext& ctx, const BlockWeights& w, ConstView m, FloatView u) const;
+
+  /// All stages: x becomes the block's output.   x [t, D].
+  /// Memory    temporaries of chunk_rows rows.
+  void run(const RunContext& ctx, const BlockWeights& w, FloatView x) const;
+
+  /// FLOPs of the stages per token (multiplications and additions, causal attention counted once).
+  [[nodiscard]] double attention_flops() const;
+  [[nodiscard]] double projection_flops(Role role) const;
+  [[nodiscard]] double ffn_activation_flops() const;
+
+ private:
+  void norm(const RunContext& ctx, std::span<const float> weight, ConstView x, FloatView out) const;
+
+  const ModelConfig& config_;
+  SequenceTiling tiling_;
+  nn::RopeTable rope_;
+};
+
+}  // namespace lpcd::arch

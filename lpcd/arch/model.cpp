@@ -1,0 +1,251 @@
+#include "lpcd/arch/model.h"
+
+#include <fmt/ranges.h>
+#include <xxhash.h>
+
+#include <cmath>
+#include <functional>
+
+#include "lpcd/base/raise.h"
+#include "lpcd/io/gguf.h"
+
+namespace lpcd::arch {
+namespace {
+
+// Rows 2i and 2i+1 of each head in GGUF are rows i and i + d/2 in Hugging Face order.
+Mat undo_row_permutation(const Mat& stored, int64_t head_dim) {
+  Mat out = Mat::uninitialized(stored.rows(), stored.cols());
+  const auto row_bytes = static_cast<size_t>(stored.cols()) * sizeof(float);
+  for (int64_t head = 0; head < stored.rows(); head += head_dim) {
+    for (int64_t i = 0; i < head_dim / 2; ++i) {
+      std::memcpy(out.row(head + i), stored.row(head + 2 * i), row_bytes);
+      std::memcpy(out.row(head + i + head_dim / 2), stored.row(head + 2 * i + 1), row_bytes);
+    }
+  }
+  return out;
+}
+
+// GGUF keeps llama3 scaling as a table of divisors. The published models use one of few settings;
+// find the one that gives this table.
+nn::RopeScaling scaling_of_divisors(const ModelConfig& config) {
+  const auto plain = nn::rope_frequencies(config.head_dim, config.rope_theta, {}, {});
+  for (const double factor : {8.0, 32.0, 4.0, 16.0, 64.0}) {
+    const nn::RopeScaling scaling{.kind = nn::RopeScaling::Kind::kLlama3,
+                                  .factor = factor,
+                                  .low_freq_factor = 1.0,
+                                  .high_freq_factor = 4.0,
+                                  .original_context = 8192};
+    const auto scaled = nn::rope_frequencies(config.head_dim, config.rope_theta, scaling, {});
+    bool same = true;
+    for (size_t i = 0; i < plain.size() && same; ++i) {
+      same = std::abs(plain[i] / scaled[i] / config.rope_divisors[i] - 1.0F) < 1e-4F;
+    }
+    if (same) return scaling;
+  }
+  return {};
+}
+
+Json make_hf_config(const Architecture& architecture, const ModelConfig& config,
+                    const io::GgufFile& file) {
+  Json json;
+  json["architectures"] = {architecture.hf_class()};
+  json["model_type"] = architecture.name();
+  json["vocab_size"] = config.vocab_size;
+  json["hidden_size"] = config.hidden;
+  json["intermediate_size"] = config.ffn;
+  json["num_hidden_layers"] = config.blocks;
+  json["num_attention_heads"] = config.heads;
+  json["num_key_value_heads"] = config.kv_heads;
+  json["head_dim"] = config.head_dim;
+  json["max_position_embeddings"] = config.max_positions;
+  // Metadata are f32: 9.999999747378752e-06 was 1e-05 before. The shortest text is meant.
+  json["rms_norm_eps"] = std::stod(fmt::format("{}", config.rms_eps));
+  json["rope_theta"] = config.rope_theta;
+  json["hidden_act"] = "silu";
+  json["attention_bias"] = false;
+  json["tie_word_embeddings"] = config.tied_head;
+  json["torch_dtype"] = "float32";
+  nn::RopeScaling scaling = config.rope_scaling;
+  if (!config.rope_divisors.empty()) scaling = scaling_of_divisors(config);
+  if (scaling.kind == nn::RopeScaling::Kind::kLinear) {
+    json["rope_scaling"] = {{"rope_type", "linear"}, {"factor", scaling.factor}};
+  } else if (scaling.kind == nn::RopeScaling::Kind::kLlama3) {
+    json["rope_scaling"] = {{"rope_type", "llama3"},
+                            {"factor", scaling.factor},
+                            {"low_freq_factor", scaling.low_freq_factor},
+                            {"high_freq_factor", scaling.high_freq_factor},
+                            {"original_max_position_embeddings", scaling.original_context}};
+  } else if (!config.rope_divisors.empty()) {
+    raise(ErrorCode::kUnsupportedModel,
+          "{}: the rope_freqs table matches no known llama3 scaling; convert the original Hugging "
+          "Face checkpoint instead",
+          file.path());
+  }
+  for (const auto& [key, name] : {std::pair{"tokenizer.ggml.bos_token_id", "bos_token_id"},
+                                  {"tokenizer.ggml.eos_token_id", "eos_token_id"},
+                                  {"tokenizer.ggml.padding_token_id", "pad_token_id"}}) {
+    if (file.find_key(key) != nullptr) json[name] = file.int_at(key);
+  }
+  return json;
+}
+
+bool is_float_type(DType type) {
+  return type == DType::kF32 || type == DType::kF16 || type == DType::kBF16 ||
+         type == DType::kF64 || is_block_quantized(type);
+}
+
+// "a, b, c and 7 more": all of them matter, but a line must stay readable.
+std::string join_names(const std::vector<std::string>& names) {
+  constexpr size_t kShown = 12;
+  if (names.size() <= kShown) return fmt::format("{}", fmt::join(names, ", "));
+  return fmt::format("{} and {} more", fmt::join(names.begin(), names.begin() + kShown, ", "),
+                     names.size() - kShown);
+}
+
+}  // namespace
+
+Model Model::from_hf(std::shared_ptr<const io::TensorSource> source, Json config,
+                     const std::string& path) {
+  Model model;
+  model.path_ = path;
+  model.source_ = std::move(source);
+  const JsonFields fields(config, path + "/config.json");
+  model.architecture_ = &find_architecture(fields.string_at("model_type"));
+  model.config_ = model.architecture_->from_hf(fields);
+  // Older files leave the key out; the tensors then tell.
+  if (!fields.has("tie_word_embeddings")) {
+    model.config_.tied_head = model.source_->find("lm_head.weight") == nullptr;
+  }
+  model.config_.validate(fields.where());
+  model.hf_config_ = std::move(config);
+  model.check_tensors();
+  return model;
+}
+
+Model Model::from_gguf(const std::string& path) {
+  Model model;
+  auto file = std::make_shared<const io::GgufFile>(path);
+  model.path_ = path;
+  model.gguf_ = file.get();
+  model.architecture_ = &find_architecture(file->string_at("general.architecture"));
+  model.config_ = model.architecture_->from_gguf(*file);
+  model.config_.validate(path);
+  model.source_ = file;
+  model.check_tensors();
+  model.hf_config_ = make_hf_config(*model.architecture_, model.config_, *file);
+  return model;
+}
+
+std::string Model::name(Role role, int64_t block) const {
+  return hf_name(*architecture_, role, block);
+}
+
+std::string Model::source_name(Role role, int64_t block) const {
+  if (role == Role::kHead && config_.tied_head) role = Role::kEmbedding;
+  return gguf_ != nullptr ? gguf_name(*architecture_, role, block)
+                          : hf_name(*architecture_, role, block);
+}
+
+const TensorInfo& Model::stored(Role role, int64_t block) const {
+  return source_->at(source_name(role, block));
+}
+
+void Model::for_each_tensor(const std::function<void(Role, int64_t)>& fn) const {
+  for (const RoleNames& names : architecture_->names()) {
+    if (!config_.has(names.role)) continue;
+    const int64_t count = is_block_role(names.role) ? config_.blocks : 1;
+    for (int64_t block = 0; block < count; ++block) fn(names.role, block);
+  }
+}
+
+void Model::check_tensors() const {
+  std::vector<std::string> missing;
+  std::vector<std::string> misshapen;
+  for_each_tensor([&](Role role, int64_t block) {
+    const std::string name = source_name(role, block);
+    const TensorInfo* info = source_->find(name);
+    if (info == nullptr) {
+      missing.push_back(name);
+    } else if (info->shape != config_.shape(role)) {
+      misshapen.push_back(fmt::format("{} is {}, expected [{}]", name, info->shape_text(),
+                                      fmt::join(config_.shape(role), ", ")));
+    } else if (!is_float_type(info->dtype)) {
+      raise(ErrorCode::kUnsupportedModel, "{}: {} has type {}; weights must be floating point",
+            path_, name, dtype_info(info->dtype).name);
+    }
+  });
+  if (!missing.empty()) {
+    raise(ErrorCode::kMissingTensor,
+          "{}: {} missing: {}; the checkpoint is incomplete or not a {} model", path_,
+          missing.size() == 1 ? "1 tensor is" : fmt::format("{} tensors are", missing.size()),
+          join_names(missing), architecture_->name());
+  }
+  if (!misshapen.empty()) {
+    raise(ErrorCode::kShapeMismatch,
+          "{}: shapes do not agree with the configuration: {}; check that both belong together",
+          path_, join_names(misshapen));
+  }
+}
+
+Mat Model::read(Role role, int64_t block) const {
+  const std::string name = source_name(role, block);
+  const std::vector<int64_t> shape = config_.shape(role);
+  Mat m =
+      shape.size() == 1 ? Mat::uninitialized(1, shape[0]) : Mat::uninitialized(shape[0], shape[1]);
+  const std::span<float> values(m.data(), static_cast<size_t>(m.size()));
+  source_->read_f32(name, values);
+  io::check_finite(values, name, source_->location(name));
+  source_->release(name);
+  const bool permuted = gguf_ != nullptr && architecture_->gguf_permutes_qk() &&
+                        (role == Role::kQ || role == Role::kK);
+  return permuted ? undo_row_permutation(m, config_.head_dim) : std::move(m);
+}
+
+BlockWeights Model::read_block(int64_t block) const {
+  BlockWeights weights;
+  for (const RoleNames& names : architecture_->names()) {
+    if (is_block_role(names.role) && config_.has(names.role)) {
+      weights[names.role] = read(names.role, block);
+    }
+  }
+  return weights;
+}
+
+int64_t Model::parameters() const {
+  int64_t sum = 0;
+  for_each_tensor([&](Role role, int64_t block) { sum += stored(role, block).elements(); });
+  return sum;
+}
+
+int64_t Model::stored_bytes() const {
+  int64_t sum = 0;
+  for_each_tensor([&](Role role, int64_t block) { sum += stored(role, block).bytes(); });
+  return sum;
+}
+
+std::string Model::identity() const {
+  constexpr size_t kSample = 4096;
+  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
+                                                                       &XXH3_freeState);
+  XXH3_128bits_reset(state.get());
+  const auto add = [&](const void* data, size_t size) {
+    XXH3_128bits_update(state.get(), data, size);
+  };
+  const std::string config = dump_json(hf_config_);
+  add(config.data(), config.size());
+  for_each_tensor([&](Role role, int64_t block) {
+    const std::string name = source_name(role, block);
+    const TensorInfo& info = source_->at(name);
+    const std::string head =
+        fmt::format("{} {} {}\n", name, dtype_info(info.dtype).name, info.shape_text());
+    add(head.data(), head.size());
+    const std::span<const std::byte> bytes = source_->raw(name);
+    const size_t count = std::min(kSample, bytes.size());
+    add(bytes.data(), count);
+    add(bytes.data() + bytes.size() - count, count);
+  });
+  const XXH128_hash_t hash = XXH3_128bits_digest(state.get());
+  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+}
+
+}  // namespace lpcd::arch

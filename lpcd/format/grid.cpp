@@ -1,0 +1,48 @@
+#include "lpcd/format/grid.h"
+
+#include <fmt/format.h>
+
+#include "lpcd/tensor/half.h"
+
+namespace lpcd::format {
+
+double GridSpec::bits_per_weight(int64_t inputs) const {
+  const double per_group = 16.0 + bits;
+  return bits + per_group * static_cast<double>(groups(inputs)) / static_cast<double>(inputs);
+}
+
+std::string GridSpec::text() const {
+  const std::string group =
+      group_size == -1 ? "one group per row" : fmt::format("groups of {}", group_size);
+  return fmt::format("{} bits, {}, {}", bits, group, symmetric ? "symmetric" : "asymmetric");
+}
+
+QuantizedMatrix::QuantizedMatrix(const GridSpec& grid, int64_t n, int64_t k)
+    : spec(grid),
+      rows(n),
+      cols(k),
+      codes(static_cast<size_t>(n * k)),
+      scales(grid.groups(k), n),
+      zeros(static_cast<size_t>(grid.groups(k) * n)) {}
+
+Mat QuantizedMatrix::decode() const {
+  Mat out = Mat::uninitialized(rows, cols);
+  const int64_t length = spec.group_length(cols);
+  for (int64_t n = 0; n < rows; ++n) {
+    const uint8_t* code = codes.data() + n * cols;
+    float* row = out.row(n);
+    for (int64_t g = 0; g < groups(); ++g) {
+      const float scale = scales(g, n);
+      const auto zero = static_cast<float>(zeros[static_cast<size_t>(g * rows + n)]);
+      const int64_t end = std::min(cols, (g + 1) * length);
+      for (int64_t k = g * length; k < end; ++k)
+        row[k] = scale * (static_cast<float>(code[k]) - zero);
+    }
+    if (f16_decode) {
+      for (int64_t k = 0; k < cols; ++k) row[k] = round_to_f16(row[k]);
+    }
+  }
+  return out;
+}
+
+}  // namespace lpcd::format

@@ -1,0 +1,189 @@
+#include "lpcd/solve/projector.h"
+#include "lpcd/solve/row_block.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "lpcd/solve/gptq.cpp"
+#include <hwy/foreach_target.h>  // compiles the part below once per vector instruction set
+#include <hwy/highway.h>
+// after highway.h
+#include <algorithm>
+#include <cmath>
+
+#include "lpcd/base/raise.h"
+#include "lpcd/base/simd-inl.h"
+#include "lpcd/linalg/blas.h"
+#include "lpcd/linalg/parallel.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lpcd::solve {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using simd::HWY_NAMESPACE::Df;
+using simd::HWY_NAMESPACE::for_vectors;
+using simd::HWY_NAMESPACE::Vf;
+
+// error = (w - decoded) / pivot
+void ColumnError(const float* w, const float* decoded, float pivot, int64_t rows, float* error) {
+  const Vf p = hn::Set(Df(), pivot);
+  for_vectors(rows, [&](auto load, auto store)
+                        HWY_ATTR { store(hn::Div(hn::Sub(load(w), load(decoded)), p), error); });
+}
+
+// w_j -= error * factor[j] for the columns j = 0 .. count - 1, which are `stride` floats apart.
+void PassOn(const float* error, const float* factor, int64_t count, int64_t rows, int64_t stride,
+            float* w) {
+  const Df d;
+  for (int64_t j = 0; j < count; ++j) {
+    const Vf f = hn::Set(d, factor[j]);
+    float* column = w + j * stride;
+    for_vectors(rows, [&](auto load, auto store)
+                          HWY_ATTR { store(hn::NegMulAdd(load(error), f, load(column)), column); });
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace lpcd::solve
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace lpcd::solve {
+
+HWY_EXPORT(ColumnError);
+HWY_EXPORT(PassOn);
+
+namespace {
+
+// GPTQ on one block of rows. Positions are columns in the order of the metric.
+class GptqRows {
+ public:
+  GptqRows(RowBlock& rows, const Metric& metric, const ProjectOptions& options,
+           format::QuantizedMatrix& result)
+      : rows_(rows),
+        metric_(metric),
+        options_(options),
+        result_(result),
+        inputs_(result.cols),
+        group_length_(options.grid.group_length(inputs_)),
+        errors_(Mat::uninitialized(options.block_columns, rows.count())),
+        decoded_(static_cast<size_t>(rows.count())) {}
+
+  void run() {
+    for (int64_t k = 0; k < inputs_; ++k) {
+      if (metric_.dead(k)) std::ranges::fill(rows_.column(k), 0.0F);
+    }
+    if (metric_.order.empty()) {
+      for (int64_t begin = 0; begin < inputs_;) {
+        const int64_t end = block_end(begin);
+        if (options_.stale_group_scales) {
+          stale_ = copy_of(rows_.columns(begin, std::min(inputs_, end + group_length_)));
+        }
+        block_begin_ = begin;
+        run_block(rows_.columns(0, inputs_), begin, end);
+        begin = end;
+      }
+    } else {
+      run_ordered();
+    }
+    rows_.store_codes(result_);
+  }
+
+ private:
+  static Mat copy_of(ConstView view) {
+    Mat m = Mat::uninitialized(view.rows(), view.cols());
+    copy(view, m);
+    return m;
+  }
+
+  // Blocks end at group borders, so that a group is fitted on weights that have every update.
+  [[nodiscard]] int64_t block_end(int64_t begin) const {
+    const int64_t limit = std::min(inputs_, begin + options_.block_columns);
+    if (options_.stale_group_scales || limit == inputs_) return limit;
+    const int64_t border = limit / group_length_ * group_length_;
+    return border > begin ? border : limit;
+  }
+
+  void fit(int64_t group, ConstView columns) {
+    parameters_.resize(static_cast<size_t>(result_.groups()));
+    format::fit_group(columns, options_.grid, options_.fit,
+                      parameters_[static_cast<size_t>(group)]);
+    rows_.store_group(group, parameters_[static_cast<size_t>(group)], result_);
+  }
+
+  void fit_at(int64_t position) {
+    const int64_t end = std::min(inputs_, position + group_length_);
+    if (options_.stale_group_scales) {
+      fit(position / group_length_,
+          stale_.view().rows_range(position - block_begin_, end - position));
+    } else {
+      fit(position / group_length_, rows_.columns(position, end));
+    }
+  }
+
+  // `work` holds the columns in the order of the metric.
+  void run_block(FloatView work, int64_t begin, int64_t end) {
+    const ConstView upper = metric_.factor.upper;
+    const int64_t count = rows_.count();
+    const auto width = static_cast<size_t>(count);
+    for (int64_t i = begin; i < end; ++i) {
+      if (metric_.order.empty() && i % group_length_ == 0) fit_at(i);
+      const int64_t column = metric_.order.empty() ? i : metric_.order[static_cast<size_t>(i)];
+      format::quantize_column({work.row(i), width},
+                              parameters_[static_cast<size_t>(column / group_length_)],
+                              options_.grid.max_code(), rows_.codes(column), decoded_);
+      float* error = errors_.row(i - begin);
+      HWY_DYNAMIC_DISPATCH(ColumnError)(work.row(i), decoded_.data(), upper(i, i), count, error);
+      if (i + 1 < end) {
+        HWY_DYNAMIC_DISPATCH(PassOn)(error, &upper(i, i + 1), end - i - 1, count, work.stride(),
+                                     work.row(i + 1));
+      }
+    }
+    if (end < inputs_) {
+      const int64_t rest = inputs_ - end;
+      linalg::gemm_tn(-1.0F, upper.rows_range(begin, end - begin).cols_range(end, rest),
+                      errors_.view().rows_range(0, end - begin), 1.0F, work.rows_range(end, rest));
+    }
+  }
+
+  // Act-order with static groups: scales are fixed first, on the weights as they are.
+  void run_ordered() {
+    for (int64_t k = 0; k < inputs_; k += group_length_) {
+      fit(k / group_length_, rows_.columns(k, std::min(inputs_, k + group_length_)));
+    }
+    Mat work = Mat::uninitialized(inputs_, rows_.count());
+    for (int64_t i = 0; i < inputs_; ++i) {
+      std::ranges::copy(rows_.column(metric_.order[static_cast<size_t>(i)]), work.row(i));
+    }
+    for (int64_t begin = 0; begin < inputs_; begin += options_.block_columns) {
+      run_block(work, begin, std::min(inputs_, begin + options_.block_columns));
+    }
+  }
+
+  RowBlock& rows_;
+  const Metric& metric_;
+  const ProjectOptions& options_;
+  format::QuantizedMatrix& result_;
+  int64_t inputs_;
+  int64_t group_length_;
+  int64_t block_begin_ = 0;
+  Mat errors_;  // [block_columns, rows]
+  Mat stale_;   // columns from block_begin_ on, as they were when the block began
+  std::vector<float> decoded_;
+  std::vector<format::GroupParameters> parameters_;  // per group
+};
+
+}  // namespace
+
+format::QuantizedMatrix project_gptq(const RunContext& ctx, ConstView weight, const Metric& metric,
+                                     const ProjectOptions& options) {
+  LPCD_CHECK(weight.cols() == metric.inputs() && options.block_columns > 0);
+  format::QuantizedMatrix result(options.grid, weight.rows(), weight.cols());
+  linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {
+    RowBlock rows(weight, task * kRowsPerTask);
+    GptqRows(rows, metric, options, result).run();
+  });
+  return result;
+}
+
+}  // namespace lpcd::solve
+#endif  // HWY_ONCE

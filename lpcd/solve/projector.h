@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "lpcd/base/context.h"
+#include "lpcd/format/grid.h"
+#include "lpcd/linalg/factor.h"
+#include "lpcd/tensor/mat.h"
+
+namespace lpcd::solve {
+
+/// What a projector needs to know about a layer's inputs: the metric in which it projects.
+struct Metric {
+  Mat h;                         ///< second moment H [K, K]
+  std::vector<int32_t> order;    ///< columns in the order GPTQ visits them; empty: as they are
+  linalg::InverseFactor factor;  ///< of H, with rows and columns in `order`
+
+  [[nodiscard]] int64_t inputs() const { return h.rows(); }
+  /// True if input k was zero on all calibration tokens.
+  [[nodiscard]] bool dead(int64_t k) const { return h(k, k) == 0.0F; }
+};
+
+enum class ColumnOrder {
+  kNatural,
+  kActivation,  ///< by decreasing diag H ("act-order"); groups stay those of the natural order
+};
+
+/// Damps and factors H.
+/// Errors    as linalg::factor_damped_inverse.
+[[nodiscard]] Metric make_metric(const RunContext& ctx, Mat h, const linalg::Damping& damping,
+                                 ColumnOrder order);
+
+/// R <- R (H + lambda I)^-1 in place, whatever the column order of the metric.
+/// Shapes    r [N, K].
+void solve_in_metric(const RunContext& ctx, const Metric& metric, FloatView r);
+
+struct ProjectOptions {
+  format::GridSpec grid;
+  format::FitOptions fit;
+  /// Columns whose error is passed on inside a block before the rest of the row is updated by one
+  /// matrix product. Affects speed and rounding only.
+  int64_t block_columns = 128;
+  /// Take group scales from weights that miss the error updates of the current block, as the
+  /// reference package does. Off: blocks end at group borders and scales see every update.
+  bool stale_group_scales = false;
+};
+
+/// Round to nearest: every weight to its nearest code.
+///
+/// Shapes    weight [N, K]. Threads: the same bits for any number.
+[[nodiscard]] format::QuantizedMatrix project_rtn(const RunContext& ctx, ConstView weight,
+                                                  const ProjectOptions& options);
+
+/// GPTQ (Frantar et al., arXiv 2210.17323): columns are rounded one after the other, and the error
+/// of each is passed on to the columns still to come so that the loss tr(E H E^T) grows least.
+///
+/// Shapes    weight [N, K], metric of K inputs. Weights of dead inputs become 0.
+/// Numerics  f32. With a diagonal H the result is that of project_rtn.
+/// Threads   64 rows per task; the same bits for any number of threads.
+/// Memory    64 * K floats per thread besides the result.
+/// Errors    kNonFinite if the weights are not finite.
+[[nodiscard]] format::QuantizedMatrix project_gptq(const RunContext& ctx, ConstView weight,
+                                                   const Metric& metric,
+                                                   const ProjectOptions& options);
+
+/// tr(E H E^T) / 2 for E = a - b: the mean squared output error per token, summed over outputs.
+/// Shapes    a, b [N, K].
+[[nodiscard]] double output_error(const RunContext& ctx, ConstView a, ConstView b, ConstView h);
+
+/// QEP (arXiv 2504.09629): W + strength * W C (H + lambda I)^-1, the weight that on the quantized
+/// inputs comes closest to what W gives on the original ones.
+///
+/// Shapes    weight [N, K], cross = C = (2/T) sum (x_f - x_q) x_q^T [K, K]; result [N, K].
+[[nodiscard]] Mat propagate_error(const RunContext& ctx, ConstView weight, ConstView cross,
+                                  const Metric& metric, double strength);
+
+}  // namespace lpcd::solve

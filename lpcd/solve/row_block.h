@@ -1,0 +1,42 @@
+#pragma once
+
+#include <span>
+
+#include "lpcd/format/grid.h"
+#include "lpcd/tensor/mat.h"
+
+namespace lpcd::solve {
+
+/// Rows that one task projects: enough to fill vectors, few enough that 64 * K floats stay in L2.
+constexpr int64_t kRowsPerTask = 64;
+
+/// Up to 64 rows of a weight matrix, transposed: a column of the matrix is contiguous, so that the
+/// column by column algorithms work on whole vectors of rows.
+class RowBlock {
+ public:
+  RowBlock(ConstView weight, int64_t first_row);
+
+  [[nodiscard]] int64_t count() const { return work_.cols(); }
+  [[nodiscard]] std::span<float> column(int64_t k) {
+    return {work_.row(k), static_cast<size_t>(count())};
+  }
+  /// Columns [begin, end) as [end - begin, rows].
+  [[nodiscard]] FloatView columns(int64_t begin, int64_t end) {
+    return work_.view().rows_range(begin, end - begin);
+  }
+  /// Where the codes of column k go until store_codes.
+  [[nodiscard]] std::span<float> codes(int64_t k) {
+    return {codes_.row(k), static_cast<size_t>(count())};
+  }
+
+  void store_group(int64_t group, const format::GroupParameters& parameters,
+                   format::QuantizedMatrix& result) const;
+  void store_codes(format::QuantizedMatrix& result) const;
+
+ private:
+  int64_t first_row_;
+  Mat work_;   // [K, rows]
+  Mat codes_;  // [K, rows]
+};
+
+}  // namespace lpcd::solve

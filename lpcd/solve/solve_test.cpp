@@ -1,0 +1,262 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "lpcd/base/error.h"
+#include "lpcd/linalg/blas.h"
+#include "lpcd/solve/projector.h"
+
+namespace lpcd::solve {
+namespace {
+
+RunContext with_threads(int threads) {
+  RunContext ctx;
+  ctx.threads = threads;
+  return ctx;
+}
+
+Mat random_mat(int64_t rows, int64_t cols, uint64_t seed, float spread = 1.0F) {
+  std::mt19937_64 rng(seed);
+  std::normal_distribution<float> normal(0.0F, spread);
+  Mat m(rows, cols);
+  std::generate_n(m.data(), m.size(), [&] { return normal(rng); });
+  return m;
+}
+
+// Second moment of correlated inputs: x = z A with a random mixing A.
+Mat correlated_moment(int64_t n, uint64_t seed) {
+  const Mat z = random_mat(4 * n, n, seed);
+  const Mat mix = random_mat(n, n, seed + 1, 1.0F / std::sqrt(static_cast<float>(n)));
+  Mat x(4 * n, n);
+  linalg::gemm_nn(1.0F, z, mix, 0.0F, x);
+  for (int64_t t = 0; t < x.rows(); ++t) {
+    for (int64_t k = 0; k < n; ++k) x(t, k) += 0.5F * x(t, 0);
+  }
+  Mat h(n, n);
+  linalg::add_gram(with_threads(1), x, 512, h);
+  linalg::mirror_lower(with_threads(1), 2.0F / static_cast<float>(x.rows()), h);
+  return h;
+}
+
+Metric metric_of(const Mat& h, ColumnOrder order = ColumnOrder::kNatural) {
+  return make_metric(with_threads(2), h.clone(), {.fraction = 0.01}, order);
+}
+
+ProjectOptions options_for(int bits, int64_t group, bool symmetric = true) {
+  ProjectOptions options;
+  options.grid = {.bits = bits, .group_size = group, .symmetric = symmetric};
+  return options;
+}
+
+double loss(const Mat& w, const format::QuantizedMatrix& q, const Mat& h) {
+  return output_error(with_threads(1), w, q.decode(), h);
+}
+
+TEST(Gptq, WithADiagonalMomentIsRoundToNearest) {
+  const Mat w = random_mat(70, 200, 1);
+  Mat h(200, 200);
+  for (int64_t k = 0; k < 200; ++k) h(k, k) = 0.5F + static_cast<float>(k % 7);
+  for (const int64_t group : {-1, 32, 48, 128, 150}) {
+    for (const bool symmetric : {true, false}) {
+      const ProjectOptions options = options_for(3, group, symmetric);
+      for (const ColumnOrder order : {ColumnOrder::kNatural, ColumnOrder::kActivation}) {
+        const auto gptq = project_gptq(with_threads(2), w, metric_of(h, order), options);
+        EXPECT_EQ(gptq.codes, project_rtn(with_threads(1), w, options).codes) << group;
+      }
+    }
+  }
+}
+
+// Optimal Brain Surgeon written out: after rounding column i, the columns left are moved by the
+// step that minimises the loss, and i is eliminated from the inverse. f64, one row at a time.
+std::vector<uint8_t> gptq_by_elimination(const Mat& w, const Mat& h, double lambda,
+                                         const ProjectOptions& options) {
+  const auto n = static_cast<size_t>(h.rows());
+  std::vector<double> inverse(n * n);
+  {
+    std::vector<double> a(n * n);
+    for (size_t i = 0; i < n; ++i) {
+      for (size_t j = 0; j < n; ++j) a[i * n + j] = h(i, j) + (i == j ? lambda : 0.0);
+      inverse[i * n + i] = 1.0;
+    }
+    for (size_t p = 0; p < n; ++p) {  // Gauss-Jordan; a is positive definite
+      const double pivot = a[p * n + p];
+      for (size_t j = 0; j < n; ++j) {
+        a[p * n + j] /= pivot;
+        inverse[p * n + j] /= pivot;
+      }
+      for (size_t i = 0; i < n; ++i) {
+        if (i == p) continue;
+        const double factor = a[i * n + p];
+        for (size_t j = 0; j < n; ++j) {
+          a[i * n + j] -= factor * a[p * n + j];
+          inverse[i * n + j] -= factor * inverse[p * n + j];
+        }
+      }
+    }
+  }
+  std::vector<uint8_t> codes(static_cast<size_t>(w.size()));
+  for (int64_t r = 0; r < w.rows(); ++r) {
+    std::vector<double> row(w.row(r), w.row(r) + n);
+    std::vector<double> inv = inverse;
+    format::GroupParameters p;
+    for (size_t i = 0; i < n; ++i) {
+      const auto length = static_cast<size_t>(options.grid.group_length(h.rows()));
+      if (i % length == 0) {
+        const size_t end = std::min(n, i + length);
+        Mat group(static_cast<int64_t>(end - i), 1);
+        for (size_t k = i; k < end; ++k)
+          group(static_cast<int64_t>(k - i), 0) = static_cast<float>(row[k]);
+        format::fit_group(group, options.grid, options.fit, p);
+      }
+      const auto value = static_cast<float>(row[i]);
+      float code = 0;
+      float decoded = 0;
+      format::quantize_column({&value, 1}, p, options.grid.max_code(), {&code, 1}, {&decoded, 1});
+      codes[static_cast<size_t>(r) * n + i] = static_cast<uint8_t>(code);
+      const double error = (row[i] - static_cast<double>(decoded)) / inv[i * n + i];
+      for (size_t j = i; j < n; ++j) row[j] -= error * inv[i * n + j];
+      std::vector<double> next = inv;
+      for (size_t a = i + 1; a < n; ++a) {
+        for (size_t b = i + 1; b < n; ++b) {
+          next[a * n + b] -= inv[a * n + i] * inv[i * n + b] / inv[i * n + i];
+        }
+      }
+      inv = std::move(next);
+    }
+  }
+  return codes;
+}
+
+TEST(Gptq, MatchesEliminationWrittenOut) {
+  const Mat w = random_mat(9, 40, 11);
+  const Mat h = correlated_moment(40, 12);
+  for (const int64_t group : {-1, 8, 16, 24}) {
+    ProjectOptions options = options_for(3, group);
+    options.block_columns = 16;
+    const Metric metric = metric_of(h);
+    const auto expected = gptq_by_elimination(w, h, metric.factor.lambda, options);
+    const auto got = project_gptq(with_threads(1), w, metric, options).codes;
+    const auto differing =
+        std::inner_product(got.begin(), got.end(), expected.begin(), 0, std::plus<>(),
+                           [](uint8_t a, uint8_t b) { return a != b ? 1 : 0; });
+    EXPECT_EQ(differing, 0) << "group " << group;  // no tie in this data
+  }
+}
+
+TEST(Gptq, LosesLessThanRoundToNearest) {
+  const Mat w = random_mat(100, 256, 21);
+  const Mat h = correlated_moment(256, 22);
+  for (const int bits : {2, 3, 4}) {
+    for (const int64_t group : {-1, 64, 100}) {
+      for (const ColumnOrder order : {ColumnOrder::kNatural, ColumnOrder::kActivation}) {
+        const ProjectOptions options = options_for(bits, group);
+        const double gptq =
+            loss(w, project_gptq(with_threads(2), w, metric_of(h, order), options), h);
+        const double rtn = loss(w, project_rtn(with_threads(2), w, options), h);
+        EXPECT_LT(gptq, 0.8 * rtn) << bits << " bits, group " << group;
+      }
+    }
+  }
+}
+
+TEST(Gptq, DoesNotDependOnThreads) {
+  const Mat w = random_mat(300, 300, 31);
+  const Metric metric = metric_of(correlated_moment(300, 32));
+  ProjectOptions options = options_for(3, 64, false);
+  options.fit.search = format::FitOptions::Search::kMse;
+  const auto one = project_gptq(with_threads(1), w, metric, options);
+  const auto three = project_gptq(with_threads(3), w, metric, options);
+  EXPECT_EQ(one.codes, three.codes);
+  EXPECT_EQ(one.zeros, three.zeros);
+  EXPECT_TRUE(
+      std::equal(one.scales.data(), one.scales.data() + one.scales.size(), three.scales.data()));
+}
+
+TEST(Gptq, DeadInputsBecomeZero) {
+  const Mat w = random_mat(5, 64, 41);
+  Mat h = correlated_moment(64, 42);
+  for (int64_t k = 0; k < 64; ++k) h(7, k) = h(k, 7) = 0.0F;
+  const auto q = project_gptq(with_threads(1), w, metric_of(h), options_for(3, 32));
+  const Mat decoded = q.decode();
+  for (int64_t r = 0; r < 5; ++r) EXPECT_EQ(decoded(r, 7), 0.0F);
+}
+
+TEST(Gptq, RefusesWeightsThatAreNotFinite) {
+  Mat w = random_mat(5, 64, 51);
+  w(3, 9) = std::nanf("");
+  EXPECT_THROW((void)project_gptq(with_threads(1), w, metric_of(correlated_moment(64, 52)),
+                                  options_for(3, 32)),
+               Error);
+  w(3, 9) = HUGE_VALF;
+  EXPECT_THROW((void)project_rtn(with_threads(2), w, options_for(3, 32)), Error);
+}
+
+TEST(Rtn, CodesOfADecodedMatrixOnTheSameGridAreTheCodes) {
+  const Mat w = random_mat(40, 130, 61);
+  for (const bool symmetric : {true, false}) {
+    const ProjectOptions options = options_for(4, 32, symmetric);
+    const auto q = project_rtn(with_threads(1), w, options);
+    const Mat decoded = q.decode();
+    for (int64_t r = 0; r < w.rows(); ++r) {
+      for (int64_t k = 0; k < w.cols(); ++k) {
+        const int64_t g = k / 32;
+        const format::GroupParameters p{
+            {q.scales(g, r)}, {static_cast<float>(q.zeros[static_cast<size_t>(g * 40 + r)])}};
+        float code = 0;
+        float again = 0;
+        format::quantize_column({decoded.row(r) + k, 1}, p, 15.0F, {&code, 1}, {&again, 1});
+        ASSERT_EQ(code, q.codes[static_cast<size_t>(r * 130 + k)]);
+        ASSERT_EQ(again, decoded(r, k));
+      }
+    }
+  }
+}
+
+TEST(OutputError, IsTheQuadraticForm) {
+  const Mat a = random_mat(70, 20, 71);
+  const Mat b = random_mat(70, 20, 72);
+  const Mat h = correlated_moment(20, 73);
+  double expected = 0;
+  for (int64_t r = 0; r < 70; ++r) {
+    for (int64_t i = 0; i < 20; ++i) {
+      for (int64_t j = 0; j < 20; ++j) {
+        expected += 0.5 * double{a(r, i) - b(r, i)} * h(i, j) * double{a(r, j) - b(r, j)};
+      }
+    }
+  }
+  EXPECT_NEAR(output_error(with_threads(2), a, b, h), expected, 1e-4 * expected);
+}
+
+// With exact data (the quantized inputs are a linear map of the original ones) full strength and
+// no damping recover the weight that gives the original outputs.
+TEST(Qep, FullStrengthRecoversTheWeightThatUndoesTheInputError) {
+  constexpr int64_t kInputs = 24;
+  const Mat x_q = random_mat(400, kInputs, 81);
+  Mat undo = random_mat(kInputs, kInputs, 82, 0.1F);
+  for (int64_t k = 0; k < kInputs; ++k) undo(k, k) += 1.0F;
+  Mat x_f(400, kInputs);
+  linalg::gemm_nt(1.0F, x_q, undo, 0.0F, x_f);  // x_f = undo x_q
+  Mat h(kInputs, kInputs);
+  Mat c(kInputs, kInputs);
+  Mat delta(400, kInputs);
+  for (int64_t i = 0; i < delta.size(); ++i) delta.data()[i] = x_f.data()[i] - x_q.data()[i];
+  linalg::gemm_tn(2.0F / 400, x_q, x_q, 0.0F, h);
+  linalg::gemm_tn(2.0F / 400, delta, x_q, 0.0F, c);
+  const Mat w = random_mat(10, kInputs, 83);
+  Mat expected(10, kInputs);
+  linalg::gemm_nn(1.0F, w, undo, 0.0F, expected);
+  for (const ColumnOrder order : {ColumnOrder::kNatural, ColumnOrder::kActivation}) {
+    const Metric metric = make_metric(with_threads(1), h.clone(), {.fraction = 1e-7}, order);
+    const Mat got = propagate_error(with_threads(2), w, c, metric, 1.0);
+    for (int64_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got.data()[i], expected.data()[i], 1e-3);
+    const Mat none = propagate_error(with_threads(2), w, c, metric, 0.0);
+    for (int64_t i = 0; i < none.size(); ++i) EXPECT_EQ(none.data()[i], w.data()[i]);
+  }
+}
+
+}  // namespace
+}  // namespace lpcd::solve
