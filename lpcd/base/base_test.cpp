@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include "lpcd/base/checked.h"
 #include "lpcd/base/context.h"
@@ -79,6 +81,21 @@ TEST(Json, RefusesWhatReadersDisagreeAbout) {
   EXPECT_EQ(caught([] { (void)parse_json("{\"a\": \"\xff\"}", "f"); }).code(), ErrorCode::kBadFile);
   EXPECT_EQ(caught([] { (void)parse_json("", "f"); }).code(), ErrorCode::kBadFile);
   EXPECT_EQ(caught([] { (void)parse_json("{} x", "f"); }).code(), ErrorCode::kBadFile);
+  const Error nul = caught([] { (void)parse_json(std::string_view("{}\0{}", 5), "f"); });
+  EXPECT_EQ(nul.code(), ErrorCode::kBadFile);
+  EXPECT_NE(nul.message().find("NUL byte at offset 2"), std::string::npos);
+}
+
+TEST(Json, MessagesAreShortLinesOfAsciiWhateverTheFileHolds) {
+  const std::string long_text(100000, 'a');
+  for (const std::string& text : std::vector<std::string>{
+           "{\"\x80\": 1}" + long_text, "{\"" + long_text + "\xff", "{\"\\n\": 1, \"\\n\": 2}",
+           "{\"" + long_text + "\": 1, \"" + long_text + "\": 2}"}) {
+    const Error error = caught([&] { (void)parse_json(text, "f"); });
+    EXPECT_EQ(error.code(), ErrorCode::kBadFile);
+    EXPECT_LT(error.message().size(), 400U);
+    for (const char c : error.message()) EXPECT_TRUE(c >= 0x20 && c <= 0x7E) << error.message();
+  }
 }
 
 TEST(Json, FieldsSayWhatWasExpectedAndFound) {

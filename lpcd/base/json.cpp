@@ -8,8 +8,27 @@
 #include "lpcd/base/raise.h"
 
 namespace lpcd {
+namespace {
+
+/// Text from a file on its way into a message: one line of ASCII, of bounded length.
+std::string for_message(std::string text) {
+  constexpr size_t kMaxBytes = 200;
+  if (text.size() > kMaxBytes) text = text.substr(0, kMaxBytes) + "...";
+  for (char& c : text) {
+    if (c < 0x20 || c > 0x7E) c = '?';
+  }
+  return text;
+}
+
+}  // namespace
 
 Json parse_json(std::string_view text, std::string_view what, int max_depth) {
+  // The library takes a NUL byte for the end of the text and would not look at what follows.
+  if (const size_t nul = text.find('\0'); nul != std::string_view::npos) {
+    raise(ErrorCode::kBadFile,
+          "{}: not valid JSON (NUL byte at offset {}); the file is damaged or incomplete", what,
+          nul);
+  }
   // Keys seen so far in each open object; arrays push an empty set to keep the depth.
   std::vector<std::unordered_set<std::string>> open;
   const auto watch = [&](int /*depth*/, Json::parse_event_t event, Json& value) {
@@ -28,9 +47,8 @@ Json parse_json(std::string_view text, std::string_view what, int max_depth) {
         break;
       case Json::parse_event_t::key:
         if (!open.back().insert(value.get_ref<const std::string&>()).second) {
-          raise(ErrorCode::kBadFile,
-                "{}: key \"{}\" appears twice in one object; remove one of them", what,
-                value.get_ref<const std::string&>());
+          raise(ErrorCode::kBadFile, "{}: key {} appears twice in one object; remove one of them",
+                what, for_message(dump_json(value)));
         }
         break;
       case Json::parse_event_t::value:
@@ -44,7 +62,7 @@ Json parse_json(std::string_view text, std::string_view what, int max_depth) {
     std::string detail = e.what();  // "[json.exception.parse_error.101] parse error at line 1, ..."
     if (const size_t end = detail.find("] "); end != std::string::npos) detail.erase(0, end + 2);
     raise(ErrorCode::kBadFile, "{}: not valid JSON ({}); the file is damaged or incomplete", what,
-          detail);
+          for_message(std::move(detail)));
   }
 }
 
@@ -73,7 +91,7 @@ const Json& JsonFields::require(std::string_view key) const {
 }
 
 void JsonFields::wrong(std::string_view key, std::string_view expected) const {
-  std::string found = dump_json(*find(key));
+  std::string found = for_message(dump_json(*find(key)));
   if (found.size() > 60) found = found.substr(0, 57) + "...";
   raise(ErrorCode::kBadFile, "{}: {} must be {}, found {}", where_, key, expected, found);
 }
