@@ -9,13 +9,13 @@ namespace lpcd {
 /// IEEE binary16 bits to float, exact. NaN payloads are kept.
 [[nodiscard]] constexpr float f16_to_f32(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000U) << 16;
-  const uint32_t magnitude = bits & 0x7FFFU;
-  if (magnitude >= 0x7C00U) {  // Inf, NaN
-    return std::bit_cast<float>(sign | 0x7F800000U | ((magnitude & 0x3FFU) << 13));
-  }
-  // Shift into the float layout, then rescale by 2^112; exact, subnormals included.
-  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1.0p112F;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | sign);
+  const auto magnitude = static_cast<int32_t>(bits & 0x7FFFU);
+  // No branches and no subnormal floats on the way: loops over this vectorise and never trap.
+  const float subnormal = static_cast<float>(magnitude) * 0x1.0p-24F;
+  const uint32_t rebias = magnitude >= 0x7C00 ? 0x70000000U : 0x38000000U;  // Inf and NaN: to 255
+  const uint32_t normal = (static_cast<uint32_t>(magnitude) << 13) + rebias;
+  return std::bit_cast<float>((magnitude < 0x400 ? std::bit_cast<uint32_t>(subnormal) : normal) |
+                              sign);
 }
 
 /// float to IEEE binary16 bits, to nearest, ties to even; overflow gives Inf.
