@@ -39,8 +39,10 @@ class MappedFile {
 /// A file that is written beside its final name and appears there whole or not at all.
 ///
 /// write() goes to a temporary file in the same directory; commit() syncs it, renames it and syncs
-/// the directory. An object destroyed before commit() removes its temporary file.
-/// Errors    kWriteFailed with the system's reason ("No space left on device") and the path.
+/// the directory. An object destroyed before commit() removes its temporary file; a process that is
+/// killed leaves it behind for remove_temporaries().
+/// Errors    kWriteFailed with the system's reason ("No space left on device") and the path. After
+///           one, the temporary file is gone and the object can only be destroyed.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);
@@ -70,20 +72,28 @@ class AtomicFile {
 };
 
 /// Whole text file. kBadFile beyond `max_bytes`, otherwise the errors of MappedFile; an empty file
-/// is fine.
+/// is fine. Like MappedFile it reads regular files only: opening a pipe could wait for ever.
 [[nodiscard]] std::string read_text_file(const std::string& path, uint64_t max_bytes);
+
+/// The first `max_bytes` bytes of a file, fewer if it is shorter. Errors as of MappedFile, but an
+/// empty file is fine.
+[[nodiscard]] std::string read_file_start(const std::string& path, uint64_t max_bytes);
 
 /// AtomicFile in one call.
 void write_file(const std::string& path, std::string_view text);
 
-/// mkdir -p. kWriteFailed with the system's reason.
+/// mkdir -p; the new entries are durable on return. kWriteFailed with the system's reason.
 void make_directories(const std::string& path);
+
+/// Removes what killed processes left of their AtomicFiles in `directory`. To be called under the
+/// DirectoryLock, since a living process's temporary files look the same.
+void remove_temporaries(const std::string& directory);
 
 /// Bytes available to this user on the file system of `path` (which must exist).
 [[nodiscard]] uint64_t free_disk_bytes(const std::string& path);
 
 /// Exclusive lock on a directory for the life of the object (flock on `DIR/.lpcd-lock`, which the
-/// kernel gives up when the process dies, kill -9 included).
+/// kernel gives up when the process dies, kill -9 included). The file goes with the object.
 /// Errors    kLocked when another process holds it, kWriteFailed when the file cannot be made.
 class DirectoryLock {
  public:

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
-#include <memory>
-#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -25,18 +25,23 @@ using GgufValue = std::variant<bool, int64_t, uint64_t, double, std::string, std
 /// Tensor shapes are given outermost first, as everywhere in lpcd: GGUF's ne = [K, N] is [N, K].
 /// Types: F32, F16, BF16, F64, I8..I64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K..Q6_K; a tensor of
 /// another type is refused by name.
+/// Memory    metadata is read as a whole, tensors are mapped.
 /// Errors    kBadFile naming the field for every malformed header (counts, string and array
 ///           lengths, alignment, dimensions, offsets, sizes, duplicate keys and names, data beyond
-///           the end); kUnsupportedModel for a tensor type outside the list.
+///           the end, overlapping data); kUnsupportedModel for a tensor type outside the list,
+///           another version, big endian, and one part of a split file.
 class GgufFile : public TensorSource {
  public:
   explicit GgufFile(const std::string& path);
 
-  [[nodiscard]] const std::map<std::string, GgufValue>& metadata() const { return metadata_; }
+  using Metadata = std::map<std::string, GgufValue, std::less<>>;
+  [[nodiscard]] const Metadata& metadata() const { return metadata_; }
+  /// Null if there is no such key.
   [[nodiscard]] const GgufValue* find_key(std::string_view key) const;
 
   // Typed access. *_at: kBadModel if the key is absent or of another type; *_or: the fallback if
-  // absent, kBadModel if of another type. Integer access accepts either signedness.
+  // absent, kBadModel if of another type. Integer access accepts either signedness, number access
+  // integers as well; numbers are finite.
   [[nodiscard]] int64_t int_at(std::string_view key) const;
   [[nodiscard]] int64_t int_or(std::string_view key, int64_t fallback) const;
   [[nodiscard]] double number_at(std::string_view key) const;
@@ -52,11 +57,12 @@ class GgufFile : public TensorSource {
 
  private:
   MappedFile file_;
-  std::map<std::string, GgufValue> metadata_;
+  Metadata metadata_;
   std::map<std::string, uint64_t, std::less<>> offsets_;  // from the start of the file
 };
 
-/// True if the file starts with the GGUF magic.
+/// True if `path` is a file that starts with the GGUF magic; false for a directory.
+/// Errors    kFileNotFound, kReadFailed.
 [[nodiscard]] bool is_gguf_file(const std::string& path);
 
 }  // namespace lpcd::io

@@ -21,7 +21,7 @@ class TensorSource {
 
   /// All tensors, sorted by name.
   [[nodiscard]] const std::vector<TensorInfo>& tensors() const { return tensors_; }
-  /// Null if there is no tensor of that name.
+  /// Null if there is no tensor of that name. O(log n).
   [[nodiscard]] const TensorInfo* find(std::string_view name) const;
   /// kMissingTensor if there is none.
   [[nodiscard]] const TensorInfo& at(std::string_view name) const;
@@ -36,17 +36,18 @@ class TensorSource {
   /// Decodes F32, F16, BF16, F64 and every ggml block type to f32.
   ///
   /// Shapes    `out` has at(name).elements() elements.
+  /// Numerics  exact, but F64 rounds to nearest; decode_ggml_blocks for block types.
   /// Errors    kMissingTensor, kUnsupportedModel for an integer type; NaN and Inf pass through
   ///           (check_finite is separate: an embedding table is checked once, not per read).
   void read_f32(std::string_view name, std::span<float> out) const;
 
  protected:
-  /// Sorts, builds the lookup table; kBadFile if a name appears twice.
+  /// Sorts; kBadFile if a name appears twice. `where` names the source in messages.
   void set_tensors(std::vector<TensorInfo> tensors, std::string_view where);
 
  private:
   std::vector<TensorInfo> tensors_;
-  std::unordered_map<std::string, size_t> index_;
+  std::string where_;
 };
 
 /// kNonFinite naming the tensor, its location and the first bad index, if any value is NaN or Inf.
