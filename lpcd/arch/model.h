@@ -46,6 +46,8 @@ class Model {
   [[nodiscard]] const std::string& path() const { return path_; }
   /// The GGUF file, or null for a Hugging Face directory.
   [[nodiscard]] const io::GgufFile* gguf() const { return gguf_; }
+  /// Where the tensors are read from.
+  [[nodiscard]] const io::TensorSource& source() const { return *source_; }
   /// config.json; made from the metadata for a GGUF file.
   [[nodiscard]] const Json& hf_config() const { return hf_config_; }
 

@@ -39,7 +39,7 @@ class TensorSource {
   /// Numerics  exact, but F64 rounds to nearest; decode_ggml_blocks for block types.
   /// Errors    kMissingTensor, kUnsupportedModel for an integer type; NaN and Inf pass through
   ///           (check_finite is separate: an embedding table is checked once, not per read).
-  void read_f32(std::string_view name, std::span<float> out) const;
+  virtual void read_f32(std::string_view name, std::span<float> out) const;
 
  protected:
   /// Sorts; kBadFile if a name appears twice. `where` names the source in messages.

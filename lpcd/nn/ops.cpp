@@ -326,6 +326,12 @@ void causal_attention(ConstView q, ConstView k, ConstView v, FloatView out,
   }
 }
 
+double exp_weights(std::span<float> x, float scale) {
+  const auto count = static_cast<int64_t>(x.size());
+  const float max = HWY_DYNAMIC_DISPATCH(MaxOf)(x.data(), count);
+  return static_cast<double>(HWY_DYNAMIC_DISPATCH(ExpRow)(max, scale, count, x.data()));
+}
+
 std::vector<RowSoftmax> row_log_sum_exp(ConstView logits) {
   std::vector<RowSoftmax> result(static_cast<size_t>(logits.rows()));
   for (int64_t r = 0; r < logits.rows(); ++r) {

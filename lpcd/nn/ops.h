@@ -80,6 +80,9 @@ struct AttentionScratch {
 void causal_attention(ConstView q, ConstView k, ConstView v, FloatView out,
                       AttentionScratch& scratch);
 
+/// x <- exp((x - max x) * scale); returns the sum of the result. The weights of a softmax.
+double exp_weights(std::span<float> x, float scale);
+
 /// Log of the softmax denominator of each row, log sum exp(x - max) + max, and the row's argmax.
 struct RowSoftmax {
   float log_sum;

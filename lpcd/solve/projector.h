@@ -75,4 +75,11 @@ struct ProjectOptions {
 [[nodiscard]] Mat propagate_error(const RunContext& ctx, ConstView weight, ConstView cross,
                                   const Metric& metric, double strength);
 
+/// W + strength * R (H + lambda I)^-1: the weight whose output on the quantized inputs comes
+/// closest to what is missing, R = (2/T) sum r x_q^T for a missing output r per token.
+///
+/// Shapes    weight, missing [N, K]; result [N, K].
+[[nodiscard]] Mat correct_output(const RunContext& ctx, ConstView weight, ConstView missing,
+                                 const Metric& metric, double strength);
+
 }  // namespace lpcd::solve

@@ -1,0 +1,48 @@
+#include <fmt/ranges.h>
+
+#include <array>
+
+#include "lpcd/base/options.h"
+#include "lpcd/base/raise.h"
+#include "lpcd/format/output_format.h"
+
+namespace lpcd::format {
+
+std::span<const FormatFamily> format_families() {
+  // The one list to extend.
+  static constexpr std::array<FormatFamily, 2> kFamilies = {{
+      {"gptq", "gptq:4,g128", "gptq:2|3|4|8,gGROUP[,asym][,v2]", &parse_gptq},
+      {"dense", "dense:fp16", "dense:fp16|bf16|fp32", &parse_dense},
+  }};
+  return kFamilies;
+}
+
+std::unique_ptr<OutputFormat> parse_output_format(std::string_view text) {
+  const size_t colon = text.find(':');
+  const std::string_view family = text.substr(0, colon);
+  std::vector<std::string_view> parts;
+  if (colon != std::string_view::npos) {
+    std::string_view rest = text.substr(colon + 1);
+    while (true) {
+      const size_t comma = rest.find(',');
+      parts.push_back(rest.substr(0, comma));
+      if (comma == std::string_view::npos) break;
+      rest.remove_prefix(comma + 1);
+    }
+  }
+  std::vector<std::string_view> names;
+  std::vector<std::string_view> patterns;
+  for (const FormatFamily& f : format_families()) {
+    names.push_back(f.name);
+    patterns.push_back(f.pattern);
+    if (f.name != family) continue;
+    if (auto format = f.parse(parts)) return format;
+    raise(ErrorCode::kBadOption, "--format: \"{}\" is not of the form {}; for example {}", text,
+          f.pattern, f.example);
+  }
+  raise(ErrorCode::kBadOption,
+        "--format: unknown format \"{}\", did you mean \"{}\"? Known are: {}", text,
+        nearest(family, names), fmt::join(patterns, ", "));
+}
+
+}  // namespace lpcd::format
