@@ -14,6 +14,8 @@ class GgufFile;
 
 namespace lpcd::text {
 
+struct GgufVocabulary;
+
 enum class SpecialTokens {
   kNone,  ///< the text alone
   kAdd,   ///< what the model's post-processor adds, as a rule one token at the beginning
@@ -24,16 +26,22 @@ enum class SpecialTokens {
 /// Covers byte-level BPE (GPT-2, Llama 3, Qwen 2/3, SmolLM) and SentencePiece-style BPE with byte
 /// fallback (Llama 2, Mistral), from tokenizer.json or from the vocabulary of a GGUF file.
 /// Numerics  Invalid UTF-8 in the input is first replaced by U+FFFD, one per maximal ill-formed
-///           part, as Python's errors="replace" does.
+///           part, as Python's errors="replace" does. Ids do not depend on the machine: where the
+///           Unicode tables of its libraries are older than those of the package (Unicode 16; 9
+///           for normal forms), they are brought up to date.
 /// Threads   const methods may be called from several threads at once.
 /// Errors    kBadFile / kUnsupportedModel from the constructors, naming the part of the file.
 class Tokenizer {
  public:
-  /// From the text of a tokenizer.json; `where` names it in messages.
+  /// From the text of a tokenizer.json; `where` names it in messages. Its "truncation" and
+  /// "padding" have no effect.
   static Tokenizer from_json(std::string_view json, std::string_view where);
-  /// From tokenizer.ggml.* keys: models "gpt2" and "llama".
+  /// From tokenizer.ggml.* keys: models "gpt2" and "llama" (see gguf_vocabulary.h).
+  /// Errors    kBadModel for a key that is absent or of another type, kBadFile and
+  ///           kUnsupportedModel for what the keys hold.
   static Tokenizer from_gguf(const io::GgufFile& file);
-  /// From DIR/tokenizer.json, or nothing if there is none.
+  /// From DIR/tokenizer.json, or nothing if there is none. What ends a text is also looked for in
+  /// tokenizer_config.json and generation_config.json.
   static std::optional<Tokenizer> from_directory(const std::string& directory);
 
   Tokenizer(Tokenizer&&) noexcept;
@@ -41,6 +49,10 @@ class Tokenizer {
   ~Tokenizer();
 
   /// O(n log n) in the length of the text, whatever the text.
+  ///
+  /// Memory    Up to 32 bytes per byte of text when the model sees all of it as one word.
+  /// Errors    kBadText from 2 GiB on; kBadFile if a pattern of the file backtracks without bound
+  ///           on this text, or if the text needs an unknown token that the file does not have.
   [[nodiscard]] std::vector<int32_t> encode(std::string_view text, SpecialTokens special) const;
 
   /// Text of the ids, special tokens left out. Unknown ids give nothing. Bytes of a character that
@@ -60,6 +72,7 @@ class Tokenizer {
 
  private:
   struct Impl;
+  friend Tokenizer from_vocabulary(const GgufVocabulary& vocabulary, const std::string& where);
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
   std::unique_ptr<const Impl> impl_;
 };
