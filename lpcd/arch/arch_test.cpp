@@ -143,6 +143,19 @@ TEST(Model, NamesAllMissingTensorsAtOnce) {
   expect_error(open, ErrorCode::kMissingTensor, "model.layers.1.mlp.up_proj.weight");
 }
 
+TEST(Model, FindsATiedMatrixUnderTheNameOfTheHead) {
+  const TinyModel tiny;
+  auto tensors = tiny.tensors();
+  const Mat expected = tiny.open().read(Role::kEmbedding);
+  for (NamedTensor& t : tensors) {
+    if (t.info.name == "model.embed_tokens.weight") t.info.name = "lm_head.weight";
+  }
+  const Model model =
+      Model::from_hf(std::make_shared<io::MemoryTensorSource>(tensors), tiny.config(), "dir");
+  EXPECT_TRUE(same_bits(model.read(Role::kEmbedding), expected));
+  EXPECT_TRUE(same_bits(model.read(Role::kHead), expected));
+}
+
 TEST(Model, NamesWrongShapesWithWhatWasExpected) {
   const TinyModel tiny;
   auto tensors = tiny.tensors();

@@ -142,6 +142,12 @@ std::string Model::name(Role role, int64_t block) const {
 
 std::string Model::source_name(Role role, int64_t block) const {
   if (role == Role::kHead && config_.tied_head) role = Role::kEmbedding;
+  // Some exporters keep a tied matrix under the name of the head.
+  if (role == Role::kEmbedding && config_.tied_head && gguf_ == nullptr &&
+      source_->find(hf_name(*architecture_, role, block)) == nullptr &&
+      source_->find(hf_name(*architecture_, Role::kHead, block)) != nullptr) {
+    role = Role::kHead;
+  }
   return gguf_ != nullptr ? gguf_name(*architecture_, role, block)
                           : hf_name(*architecture_, role, block);
 }
