@@ -1,0 +1,88 @@
+#include "lpcd/calib/self_sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "lpcd/arch/decoder.h"
+#include "lpcd/linalg/parallel.h"
+#include "lpcd/nn/ops.h"
+
+namespace lpcd::calib {
+namespace {
+
+// Sequences that are generated side by side: enough for products to be matrix products, few enough
+// for the key-value cache to stay below 4 GiB. Depends on the model only: a product's last bits may
+// depend on its number of rows, and the text must not depend on the memory budget.
+constexpr int64_t kMaxBatch = 64;
+constexpr int64_t kMaxCacheBytes = int64_t{4} << 30;
+
+// 53 random bits as a number in [0, 1).
+double uniform01(std::mt19937_64& rng) { return static_cast<double>(rng() >> 11) * 0x1.0p-53; }
+
+}  // namespace
+
+int32_t draw_token(std::span<float> logits, double temperature, double uniform) {
+  const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
+  if (temperature <= 0) return static_cast<int32_t>(best);
+  double left = uniform * nn::exp_weights(logits, static_cast<float>(1.0 / temperature));
+  for (size_t i = 0; i < logits.size(); ++i) {
+    left -= static_cast<double>(logits[i]);
+    if (left < 0) return static_cast<int32_t>(i);
+  }
+  return static_cast<int32_t>(best);
+}
+
+Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
+                          const text::Tokenizer* tokenizer, const DatasetOptions& options,
+                          double temperature, uint64_t weight_budget) {
+  const arch::ModelConfig& c = model.config();
+  Dataset data;
+  data.seq_len = options.seq_len;
+  data.ids.resize(static_cast<size_t>(options.samples * options.seq_len));
+  data.sources = {{"self", options.samples * options.seq_len, options.samples * options.seq_len}};
+
+  const int64_t cache_per_sequence = 8 * options.seq_len * c.blocks * c.kv_heads * c.head_dim;
+  const int64_t batch = std::clamp<int64_t>(kMaxCacheBytes / cache_per_sequence, 1,
+                                            std::min(kMaxBatch, options.samples));
+  const double total = static_cast<double>(options.samples * options.seq_len);
+
+  for (int64_t first = 0; first < options.samples; first += batch) {
+    const int64_t count = std::min(batch, options.samples - first);
+    // A generator per sequence: the text of one does not depend on how many are made at a time.
+    std::vector<std::mt19937_64> rng;
+    for (int64_t s = 0; s < count; ++s) {
+      std::seed_seq seed{static_cast<uint32_t>(options.seed),
+                         static_cast<uint32_t>(options.seed >> 32),
+                         static_cast<uint32_t>(first + s)};
+      rng.emplace_back(seed);
+    }
+    arch::Decoder decoder(model, count, options.seq_len, weight_budget);
+    std::vector<int32_t> ids(static_cast<size_t>(count));
+    for (int64_t s = 0; s < count; ++s) {
+      const auto i = static_cast<size_t>(s);
+      const auto leading = tokenizer == nullptr ? std::nullopt : tokenizer->leading_id();
+      ids[i] = leading && *leading < c.vocab_size
+                   ? *leading
+                   : static_cast<int32_t>(uniform01(rng[i]) * static_cast<double>(c.vocab_size));
+      data.ids[static_cast<size_t>((first + s) * options.seq_len)] = ids[i];
+    }
+    for (int64_t t = 1; t < options.seq_len; ++t) {
+      ctx.throw_if_cancelled();
+      const FloatView logits = decoder.step(ctx, ids);
+      linalg::parallel_for(ctx, count, [&](int64_t s) {
+        const auto i = static_cast<size_t>(s);
+        ids[i] = draw_token({logits.row(s), static_cast<size_t>(logits.cols())}, temperature,
+                            uniform01(rng[i]));
+        data.ids[static_cast<size_t>((first + s) * options.seq_len + t)] = ids[i];
+      });
+      ctx.report({.stage = "calibrate",
+                  .item = "sampling text from the model",
+                  .done = static_cast<double>(first * options.seq_len + count * t),
+                  .total = total});
+    }
+  }
+  return data;
+}
+
+}  // namespace lpcd::calib

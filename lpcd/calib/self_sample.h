@@ -1,0 +1,24 @@
+#pragma once
+
+#include "lpcd/arch/model.h"
+#include "lpcd/calib/dataset.h"
+
+namespace lpcd::calib {
+
+/// Text that the model writes itself: `samples` sequences of seq_len tokens drawn at `temperature`
+/// from its own distribution, so that no data set is needed.
+///
+/// The first token is the model's leading token where its tokenizer adds one, else one drawn
+/// uniformly from the ordinary vocabulary; end tokens do not end a sequence, the text just goes on.
+/// Numerics  Deterministic by seed for a given CPU and BLAS.
+/// Memory    see arch::Decoder, which gets `weight_budget`; the cache of a batch is at most 4 GiB.
+[[nodiscard]] Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
+                                        const text::Tokenizer* tokenizer,
+                                        const DatasetOptions& options, double temperature,
+                                        uint64_t weight_budget);
+
+/// One token from softmax(logits / temperature); the largest if temperature is 0.
+/// `uniform` is a number in [0, 1). The logits are used up.
+[[nodiscard]] int32_t draw_token(std::span<float> logits, double temperature, double uniform);
+
+}  // namespace lpcd::calib

@@ -1,0 +1,113 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "lpcd/arch/block_forward.h"
+#include "lpcd/calib/activations.h"
+#include "lpcd/calib/statistics.h"
+#include "lpcd/pipeline/plan.h"
+#include "lpcd/report/record.h"
+
+namespace lpcd::pipeline {
+
+/// The residual streams between two blocks: what the original and the quantized model have computed
+/// so far. A stream that the plan does not need is empty.
+struct Streams {
+  calib::ActivationStore original;   ///< X_f [T, D]
+  calib::ActivationStore quantized;  ///< X_q [T, D]
+  bool equal = false;                ///< X_q = X_f, as before the first block
+
+  /// The stream whose inputs the metric H is made of.
+  [[nodiscard]] calib::ActivationStore& primary() {
+    return quantized.empty() ? original : quantized;
+  }
+};
+
+using QuantizedLayers = std::map<arch::Role, format::QuantizedMatrix>;
+
+/// Quantizes one block: both streams go through its stages once, side by side; at each input the
+/// statistics are collected, the layers that read it are solved and projected, and only then the
+/// quantized stream moves on.
+///
+/// Memory    two copies of the block's weights, the moments of one input, the temporaries of one
+///           chunk, and the stores that the plan keeps.
+class BlockRunner {
+ public:
+  /// `advanced(flops)` is called as arithmetic is done, for the progress display.
+  BlockRunner(const RunContext& ctx, const Plan& plan, const arch::ModelConfig& config,
+              const arch::BlockForward& forward, const std::string& scratch_directory,
+              std::function<void(std::string_view item, double flops)> advanced);
+
+  /// Called for every layer once it is solved: its role, its codes, and the decoded weights that
+  /// the quantized stream goes on with, which may be replaced (by known ones, to compare layer by
+  /// layer).
+  using LayerObserver =
+      std::function<void(arch::Role, const format::QuantizedMatrix&, Mat& decoded)>;
+  void set_layer_observer(LayerObserver observer) { observer_ = std::move(observer); }
+
+  /// `original` is used up. On return both streams hold the block's output.
+  QuantizedLayers run(int64_t block, arch::BlockWeights original, Streams& streams,
+                      report::BlockRecord& record);
+
+ private:
+  class Moments;  // of one input, while they are summed
+
+  void attention_input();
+  void attention_output();
+  void ffn_input();
+  void ffn_output();
+  void block_output();
+
+  /// Solves and projects the layers that read one input, and puts their decoded weights into the
+  /// quantized block.
+  void solve_site(Site site, Moments moments);
+  /// Rows [r0, r0 + n) of the primary stream after the attention norm, in aq_.
+  [[nodiscard]] FloatView primary_attention_norm(int64_t r0, int64_t n);
+  template <typename Body>
+  void for_chunks(const Body& body);
+  /// Books the time of `work` and the FLOPs it returns.
+  template <typename Work>
+  void timed(const char* stage, const Work& work);
+
+  [[nodiscard]] bool both_streams() const {
+    return plan_.original_stream && plan_.quantized_stream;
+  }
+  [[nodiscard]] const arch::BlockWeights& primary_weights() const {
+    return plan_.quantized_stream ? quantized_ : original_;
+  }
+  [[nodiscard]] const char* primary_stage() const;
+
+  const RunContext& ctx_;
+  const Plan& plan_;
+  const arch::ModelConfig& config_;
+  const arch::BlockForward& forward_;
+  std::string scratch_directory_;
+  std::function<void(std::string_view, double)> advanced_;
+  LayerObserver observer_;
+
+  // of the block in work
+  int64_t block_ = 0;
+  arch::BlockWeights original_;
+  arch::BlockWeights quantized_;  // layers that are not solved yet are empty
+  Streams* streams_ = nullptr;
+  report::BlockRecord* record_ = nullptr;
+  QuantizedLayers layers_;
+  calib::ActivationStore attention_out_;  // z_q [T, Hq d]
+  calib::ActivationStore ffn_out_;        // u_q [T, F], if kept
+  // buffers of one chunk, reused
+  Mat xf_, xq_, af_, aq_, zf_, zq_, uf_, uq_, r_;
+};
+
+/// Quantizes a block from its weights alone, for plans that need no calibration.
+[[nodiscard]] QuantizedLayers quantize_without_inputs(const RunContext& ctx, const Plan& plan,
+                                                      int64_t block,
+                                                      const arch::BlockWeights& weights,
+                                                      report::BlockRecord& record);
+
+/// How a layer of the plan is put on its grid.
+[[nodiscard]] solve::ProjectOptions project_options(const Plan& plan, const LayerPlan& layer);
+
+}  // namespace lpcd::pipeline

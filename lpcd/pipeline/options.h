@@ -1,0 +1,300 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lpcd/base/options.h"
+
+namespace lpcd {
+
+enum class Method { kRtn, kGptq };
+enum class Preset { kDefault, kOnecomp };
+enum class HessianFrom { kQuantized, kOriginal };
+
+template <>
+struct EnumNames<Method> {
+  static constexpr std::array<std::string_view, 2> values = {"rtn", "gptq"};
+};
+template <>
+struct EnumNames<Preset> {
+  static constexpr std::array<std::string_view, 2> values = {"default", "onecomp"};
+};
+template <>
+struct EnumNames<HessianFrom> {
+  static constexpr std::array<std::string_view, 2> values = {"quantized", "original"};
+};
+
+/// Everything that `quantize` can be told. Defaults are those of the command.
+struct QuantizeOptions {
+  std::string model;                 ///< Hugging Face directory or GGUF file
+  std::string out;                   ///< directory to write
+  std::vector<std::string> formats;  ///< empty: gptq at the chosen bits and group size
+
+  Preset preset = Preset::kDefault;
+  Method method = Method::kGptq;
+  bool qep = true;
+  std::vector<std::string> lpcd = {"residual"};
+
+  int bits = 3;
+  int64_t group_size = 128;
+  bool symmetric = true;
+  std::vector<std::string> bits_for;
+  int mlp_bits = 0;
+  int64_t mlp_group_size = 0;
+
+  bool act_order = false;
+  int64_t block_size = 128;
+  double percdamp = 0.01;
+  bool mse = false;
+  int mse_candidates = 100;
+  double mse_norm = 2.4;
+  double mse_max_shrink = 0.8;
+  HessianFrom hessian_from = HessianFrom::kQuantized;
+
+  double qep_strength = 0.5;
+  std::vector<std::string> qep_exclude = {"down_proj"};
+  double lpcd_strength = 0.5;
+  int alt_steps = 1;
+
+  std::string calib = "self";
+  int64_t samples = 128;
+  int64_t seq_len = 512;
+  uint64_t seed = 0;
+  std::string text_key = "text";
+  double self_temperature = 1.0;
+
+  int threads = 0;
+  std::string max_memory;
+  std::string shard_size = "5G";
+  bool resume = false;
+  bool dry_run = false;
+
+  /// Names of the options that the caller set himself, so that a contradiction (--bits 4 --format
+  /// gptq:3,g64) can be told from a default. Not an option.
+  std::vector<std::string> given;
+
+  /// Lists every option once: command line, help, record and fingerprint are made from this.
+  template <class Self, class Visitor>
+  static void visit(Self& o, Visitor&& v) {
+    const char* what = "What to do";
+    v(o.formats,
+      {.name = "format",
+       .value = "F[,F...]",
+       .section = what,
+       .help = "Output formats: gptq:BITS,gGROUP[,asym][,v2] or dense:fp16|bf16|fp32. "
+               "Several are written into one directory each below --out. Default: gptq at "
+               "--bits and --group-size.",
+       .effect = Effect::kResource});
+    v(o.preset,
+      {.name = "preset",
+       .value = "NAME",
+       .section = what,
+       .help = "Set of defaults. onecomp reproduces what the Python package onecomp 1.4.0 "
+               "computes, peculiarities included."});
+    v(o.method,
+      {.name = "method",
+       .value = "NAME",
+       .section = what,
+       .help = "Projection on the grid: rtn (nearest code) or gptq (error feedback in the "
+               "metric of the inputs)."});
+    v(o.qep, {.name = "qep",
+              .value = "on|off",
+              .section = what,
+              .help = "Quantization error propagation: each layer also corrects the error that "
+                      "quantized layers before it put into its input."});
+    v(o.lpcd,
+      {.name = "lpcd",
+       .value = "S[,S...]",
+       .section = what,
+       .help = "Submodules for layer-projected coordinate descent: residual, all or none."});
+
+    const char* grid = "Grid";
+    v(o.bits,
+      {.name = "bits", .value = "N", .section = grid, .help = "Code width.", .min = 2, .max = 8});
+    v(o.group_size, {.name = "group-size",
+                     .value = "G",
+                     .section = grid,
+                     .help = "Inputs that share a scale; -1: one scale per output row.",
+                     .min = -1,
+                     .max = 1 << 24});
+    v(o.symmetric, {.name = "sym",
+                    .value = "on|off",
+                    .section = grid,
+                    .help = "Symmetric grid: the zero point is the middle code."});
+    v(o.bits_for,
+      {.name = "bits-for",
+       .value = "PATTERN=BITS",
+       .section = grid,
+       .help = "Other code width for the tensors whose name matches the pattern (* and ?), "
+               "for example '*down_proj*=4'. The last match counts. Repeatable."});
+    v(o.mlp_bits, {.name = "mlp-bits",
+                   .value = "N",
+                   .section = grid,
+                   .help = "Code width of gate, up and down projections; 0: as --bits.",
+                   .min = 0,
+                   .max = 8});
+    v(o.mlp_group_size, {.name = "mlp-group-size",
+                         .value = "G",
+                         .section = grid,
+                         .help = "Group size of gate, up and down projections; 0: as --group-size.",
+                         .min = -1,
+                         .max = 1 << 24});
+
+    const char* gptq = "Projection";
+    v(o.act_order,
+      {.name = "act-order",
+       .value = "on|off",
+       .section = gptq,
+       .help = "Visit columns by decreasing input energy, with groups fixed first, so that "
+               "the file needs no reordering when it is run."});
+    v(o.block_size, {.name = "block-size",
+                     .value = "N",
+                     .section = gptq,
+                     .help = "Columns per lazy update of GPTQ.",
+                     .min = 1,
+                     .max = 1 << 20});
+    v(o.percdamp, {.name = "percdamp",
+                   .value = "FRACTION",
+                   .section = gptq,
+                   .help = "Added to the diagonal of the second moment, as a fraction of its mean.",
+                   .min = 0,
+                   .max = 100});
+    v(o.mse,
+      {.name = "mse",
+       .value = "on|off",
+       .section = gptq,
+       .help = "Search each group's scale for the smallest weight error instead of spanning the "
+               "largest weight."});
+    v(o.mse_candidates, {.name = "mse-candidates",
+                         .value = "N",
+                         .section = gptq,
+                         .help = "Steps of the scale search (q_grid).",
+                         .min = 1,
+                         .max = 100000});
+    v(o.mse_norm, {.name = "mse-norm",
+                   .value = "P",
+                   .section = gptq,
+                   .help = "Power of the error in the scale search (q_norm).",
+                   .min = 0.1,
+                   .max = 20});
+    v(o.mse_max_shrink, {.name = "mse-max-shrink",
+                         .value = "FRACTION",
+                         .section = gptq,
+                         .help = "How far the search shrinks the range.",
+                         .min = 0,
+                         .max = 1});
+    v(o.hessian_from,
+      {.name = "hessian-from",
+       .value = "STREAM",
+       .section = gptq,
+       .help = "Take layer inputs from the quantized or the original model. original is "
+               "for plain GPTQ only (no --qep, no --lpcd)."});
+
+    const char* correction = "Correction";
+    v(o.qep_strength, {.name = "qep-strength",
+                       .value = "FRACTION",
+                       .section = correction,
+                       .help = "Share of QEP's correction that is applied (perccorr).",
+                       .min = 0,
+                       .max = 1});
+    v(o.qep_exclude,
+      {.name = "qep-exclude",
+       .value = "L[,L...]",
+       .section = correction,
+       .help = "Layers that QEP leaves alone: q_proj, k_proj, v_proj, o_proj, gate_proj, "
+               "up_proj, down_proj, or none."});
+    v(o.lpcd_strength, {.name = "lpcd-strength",
+                        .value = "FRACTION",
+                        .section = correction,
+                        .help = "Share of the relaxed solution that is applied.",
+                        .min = 0,
+                        .max = 1});
+    v(o.alt_steps, {.name = "alt-steps",
+                    .value = "N",
+                    .section = correction,
+                    .help = "Cycles over the layers of a submodule.",
+                    .min = 1,
+                    .max = 100});
+
+    const char* calib = "Calibration";
+    v(o.calib,
+      {.name = "calib",
+       .value = "SOURCE",
+       .section = calib,
+       .help = "self (text sampled from the model), FILE.txt, FILE.jsonl, or FILE.safetensors "
+               "with input_ids.",
+       .effect = Effect::kResource});
+    v(o.samples, {.name = "samples",
+                  .value = "N",
+                  .section = calib,
+                  .help = "Calibration sequences.",
+                  .min = 1,
+                  .max = 1 << 24});
+    v(o.seq_len, {.name = "seq-len",
+                  .value = "N",
+                  .section = calib,
+                  .help = "Tokens per sequence.",
+                  .min = 2,
+                  .max = 1 << 20});
+    v(o.seed, {.name = "seed",
+               .value = "N",
+               .section = calib,
+               .help = "Seed of everything that is drawn at random.",
+               .min = 0,
+               .max = 0x1p53});
+    v(o.text_key, {.name = "text-key",
+                   .value = "NAME",
+                   .section = calib,
+                   .help = "Field of a JSONL line that holds the text."});
+    v(o.self_temperature,
+      {.name = "self-temperature",
+       .value = "T",
+       .section = calib,
+       .help = "Temperature at which the model writes its own calibration text.",
+       .min = 0,
+       .max = 10});
+
+    const char* run = "Run";
+    v(o.threads, {.name = "threads",
+                  .value = "N",
+                  .section = run,
+                  .help = "Worker threads; 0: all processors. Does not change the result.",
+                  .effect = Effect::kResource,
+                  .min = 0,
+                  .max = 4096});
+    v(o.max_memory,
+      {.name = "max-memory",
+       .value = "SIZE",
+       .section = run,
+       .help = "Upper limit of the memory used, for example 12G. Activations go to disk "
+               "when it is short. Default: 80 % of the machine's.",
+       .effect = Effect::kResource});
+    v(o.shard_size, {.name = "shard-size",
+                     .value = "SIZE",
+                     .section = run,
+                     .help = "Largest output file.",
+                     .effect = Effect::kResource});
+    v(o.resume, {.name = "resume",
+                 .value = "on|off",
+                 .section = run,
+                 .help = "Go on with the unfinished run in --out, to the same bytes.",
+                 .effect = Effect::kResource});
+    v(o.dry_run, {.name = "dry-run",
+                  .value = "on|off",
+                  .section = run,
+                  .help = "Print plan, arithmetic, memory, disk and time; do nothing.",
+                  .effect = Effect::kResource});
+  }
+};
+
+/// Sets the fields that a preset changes; called before the options that the user gave.
+void apply_preset(Preset preset, QuantizeOptions& options);
+
+/// All numeric options as JSON text with sorted keys: what must not change between a run and its
+/// resumption.
+[[nodiscard]] std::string numeric_options_json(const QuantizeOptions& options);
+
+}  // namespace lpcd

@@ -1,0 +1,366 @@
+#include "lpcd/pipeline/plan.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <fnmatch.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <numeric>
+
+#include "lpcd/base/raise.h"
+
+namespace lpcd::pipeline {
+namespace {
+
+using arch::Role;
+using submodules::CrossMoments;
+using submodules::Submodule;
+
+// What the process needs before it does anything: code, BLAS buffers, tokenizer tables.
+constexpr uint64_t kBaseBytes = 160ULL << 20;
+
+bool is_ffn(Role role) { return role == Role::kGate || role == Role::kUp || role == Role::kDown; }
+
+std::vector<std::string> layer_names() {
+  std::vector<std::string> names;
+  for (const Role role : arch::kLinearRoles) names.emplace_back(arch::role_name(role));
+  return names;
+}
+
+// Submodules that --lpcd names.
+std::vector<const Submodule*> chosen_submodules(const std::vector<std::string>& names) {
+  std::vector<const Submodule*> chosen;
+  std::vector<std::string_view> known = {"none", "all"};
+  for (const Submodule* s : submodules::lpcd_submodules()) known.push_back(s->name());
+  for (const std::string& name : names) {
+    if (std::ranges::find(known, name) == known.end()) {
+      raise(ErrorCode::kBadOption,
+            "--lpcd: unknown submodule \"{}\", did you mean \"{}\"? Known are: {}", name,
+            nearest(name, known), fmt::join(known, ", "));
+    }
+    if (name == "none" && names.size() > 1) {
+      raise(ErrorCode::kBadOption, "--lpcd: none cannot be combined with other submodules");
+    }
+    for (const Submodule* s : submodules::lpcd_submodules()) {
+      if (name == "all" || name == s->name()) chosen.push_back(s);
+    }
+  }
+  return chosen;
+}
+
+// "PATTERN=BITS"
+std::pair<std::string, int> parse_bits_for(const std::string& text) {
+  const size_t equals = text.rfind('=');
+  int bits = 0;
+  if (equals != std::string::npos) {
+    const char* begin = text.data() + equals + 1;
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(begin, end, bits);
+    if (error != std::errc() || stop != end) bits = 0;
+  }
+  if (bits < 2 || bits > 8 || equals == 0) {
+    raise(ErrorCode::kBadOption,
+          "--bits-for: \"{}\" must be PATTERN=BITS with 2 to 8 bits, for example '*down_proj*=4'",
+          text);
+  }
+  return {text.substr(0, equals), bits};
+}
+
+void check_options(const QuantizeOptions& o) {
+  if (o.group_size == 0 || o.group_size < -1) {
+    raise(ErrorCode::kBadOption, "--group-size must be positive, or -1 for one scale per row");
+  }
+  if (o.mlp_bits == 1) raise(ErrorCode::kBadOption, "--mlp-bits must be 2 to 8, or 0 for --bits");
+  const std::vector<std::string> layers = layer_names();
+  for (const std::string& name : o.qep_exclude) {
+    if (name == "none" && o.qep_exclude.size() == 1) continue;
+    if (std::ranges::find(layers, name) == layers.end()) {
+      const std::vector<std::string_view> views(layers.begin(), layers.end());
+      raise(ErrorCode::kBadOption, "--qep-exclude: unknown layer \"{}\", did you mean \"{}\"?",
+            name, nearest(name, views));
+    }
+  }
+  const bool lpcd = !chosen_submodules(o.lpcd).empty();
+  if (o.hessian_from == HessianFrom::kOriginal && (o.qep || lpcd)) {
+    raise(
+        ErrorCode::kBadOption,
+        "--hessian-from original carries no quantized activations; it needs --qep off --lpcd none");
+  }
+}
+
+format::GridSpec grid_of(const QuantizeOptions& o, Role role, const std::string& name,
+                         const std::vector<std::pair<std::string, int>>& bits_for) {
+  format::GridSpec grid{.bits = o.bits, .group_size = o.group_size, .symmetric = o.symmetric};
+  if (is_ffn(role)) {
+    if (o.mlp_bits != 0) grid.bits = o.mlp_bits;
+    if (o.mlp_group_size != 0) grid.group_size = o.mlp_group_size;
+  }
+  for (const auto& [pattern, bits] : bits_for) {
+    if (fnmatch(pattern.c_str(), name.c_str(), 0) == 0) grid.bits = bits;
+  }
+  return grid;
+}
+
+void plan_layers(const arch::Model& model, Plan& plan) {
+  const QuantizeOptions& o = plan.options;
+  std::vector<std::pair<std::string, int>> bits_for;
+  for (const std::string& text : o.bits_for) bits_for.push_back(parse_bits_for(text));
+  const auto chosen = chosen_submodules(o.lpcd);
+  std::vector<bool> pattern_used(bits_for.size());
+  for (int64_t b = 0; b < plan.blocks; ++b) {
+    auto& block = plan.layers.emplace_back();
+    for (const Role role : arch::kLinearRoles) {
+      LayerPlan layer{.role = role, .name = model.name(role, b)};
+      layer.grid = grid_of(o, role, layer.name, bits_for);
+      layer.submodule = &submodules::single_submodule();
+      for (const Submodule* s : chosen) {
+        if (std::ranges::find(s->roles(), role) != s->roles().end()) {
+          layer.submodule = s;
+          break;
+        }
+      }
+      const bool excluded =
+          std::ranges::find(o.qep_exclude, arch::role_name(role)) != o.qep_exclude.end();
+      layer.cross = layer.submodule->cross_moments(role, plan.solver, excluded);
+      for (size_t i = 0; i < bits_for.size(); ++i) {
+        if (fnmatch(bits_for[i].first.c_str(), layer.name.c_str(), 0) == 0) pattern_used[i] = true;
+      }
+      const auto shape = model.config().shape(role);
+      plan.quantized_bytes += static_cast<uint64_t>(layer.grid.bits_per_weight(shape[1]) *
+                                                    static_cast<double>(shape[0] * shape[1]) / 8);
+      block.push_back(std::move(layer));
+    }
+  }
+  for (size_t i = 0; i < bits_for.size(); ++i) {
+    if (!pattern_used[i]) {
+      raise(ErrorCode::kBadOption, "--bits-for: no layer matches \"{}\"; names look like \"{}\"",
+            bits_for[i].first, plan.layers[0][0].name);
+    }
+  }
+}
+
+// FLOPs of the moments at one input of K features.
+void add_site_flops(const arch::ModelConfig& c, const Plan& plan, Site site, double tokens,
+                    std::map<std::string, double>& flops) {
+  const LayerPlan& first = plan.layer(0, roles_of(site)[0]);
+  const auto shape = c.shape(first.role);
+  const auto n = static_cast<double>(shape[0]);
+  const auto k = static_cast<double>(shape[1]);
+  double moments = tokens * k * (k + 1);
+  if (first.cross.input) moments += 2 * tokens * k * k;
+  if (first.cross.output != CrossMoments::Output::kNone) moments += 4 * tokens * n * k;
+  flops["moments"] += moments;
+  double solve = k * k * k;  // Cholesky, inverse, and reading them once
+  for (const Role role : roles_of(site)) {
+    const auto outputs = static_cast<double>(c.shape(role)[0]);
+    solve += outputs * k * k;  // GPTQ
+    if (first.cross.input) solve += 2 * outputs * k * k;
+    if (first.cross.input || first.cross.output != CrossMoments::Output::kNone)
+      solve += 2 * outputs * k * k;
+  }
+  flops["solve"] += solve;
+}
+
+void plan_flops(const arch::ModelConfig& c, const arch::BlockForward& forward, Plan& plan) {
+  if (!plan.needs_calibration) return;
+  const auto tokens = static_cast<double>(plan.tokens());
+  const double pass =
+      tokens * (forward.attention_flops() + forward.projection_flops(Role::kO) +
+                forward.ffn_activation_flops() + forward.projection_flops(Role::kDown));
+  std::map<std::string, double> block;
+  if (plan.original_stream) block["forward original"] += pass;
+  if (plan.quantized_stream) {
+    block["forward quantized"] += pass;
+    if (!plan.keep_ffn_activations)
+      block["forward quantized"] += tokens * forward.ffn_activation_flops();
+  }
+  for (const Site site :
+       {Site::kAttentionInput, Site::kAttentionOutput, Site::kFfnInput, Site::kFfnOutput}) {
+    add_site_flops(c, plan, site, tokens, block);
+  }
+  for (const auto& [name, count] : block) {
+    plan.flops[name] = count * static_cast<double>(plan.blocks);
+    plan.total_flops += plan.flops[name];
+  }
+}
+
+void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling, Plan& plan) {
+  const auto f32 = [](int64_t rows, int64_t cols) {
+    return 4 * static_cast<uint64_t>(rows) * static_cast<uint64_t>(cols);
+  };
+  const auto weights = static_cast<uint64_t>(c.linear_parameters()) * 4;
+  const int64_t widest = std::max(c.ffn, c.heads * c.head_dim);
+  const int64_t chunk = std::min(tiling.chunk_rows, plan.tokens());
+  std::vector<std::pair<std::string, uint64_t>> fixed = {
+      {"program", kBaseBytes}, {"weights of a block, twice", 2 * weights}};
+  if (plan.needs_calibration) {
+    // H, its factor and the workspace of the factorisation; or H, C and R before that.
+    fixed.emplace_back("moments and factors", 3 * f32(widest, widest) + f32(c.hidden, widest));
+    const int64_t attention = 2 * c.hidden + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim;
+    const int64_t ffn = 3 * c.hidden + 3 * c.ffn;
+    fixed.emplace_back("temporaries of a chunk", f32(chunk, std::max(attention, ffn)));
+  }
+  const uint64_t embedding = kBaseBytes + f32(c.vocab_size, c.hidden);
+  const uint64_t fixed_sum =
+      std::accumulate(fixed.begin(), fixed.end(), uint64_t{0},
+                      [](uint64_t sum, const auto& part) { return sum + part.second; });
+
+  uint64_t stores = 0;
+  if (plan.needs_calibration) {
+    const int streams = (plan.original_stream ? 1 : 0) + (plan.quantized_stream ? 1 : 0);
+    stores = static_cast<uint64_t>(streams) * f32(plan.tokens(), c.hidden);
+    if (plan.quantized_stream) stores += f32(plan.tokens(), c.heads * c.head_dim);
+  }
+  const uint64_t ffn_store = plan.quantized_stream ? f32(plan.tokens(), c.ffn) : 0;
+  const uint64_t limit = plan.memory_limit;
+  plan.activations_on_disk = std::max(fixed_sum, embedding) + stores > limit;
+  plan.memory = std::move(fixed);
+  if (plan.activations_on_disk) {
+    plan.disk_bytes += stores;
+  } else if (stores > 0) {
+    plan.memory.emplace_back("activations", stores);
+  }
+  const uint64_t in_memory = plan.activations_on_disk ? 0 : stores;
+  plan.keep_ffn_activations = plan.quantized_stream && fixed_sum + in_memory + ffn_store <= limit;
+  if (plan.keep_ffn_activations) plan.memory.emplace_back("feed-forward activations", ffn_store);
+  plan.peak_memory = std::max(fixed_sum + in_memory + (plan.keep_ffn_activations ? ffn_store : 0),
+                              embedding + in_memory);
+  if (plan.peak_memory > limit) {
+    raise(
+        ErrorCode::kMemoryBudget,
+        "--max-memory {} is too little: this model needs at least {} even with activations on disk",
+        format_bytes(limit), format_bytes(plan.peak_memory));
+  }
+}
+
+}  // namespace
+
+std::span<const Role> roles_of(Site site) {
+  static constexpr std::array<Role, 3> kQkv = {Role::kQ, Role::kK, Role::kV};
+  static constexpr std::array<Role, 1> kO = {Role::kO};
+  static constexpr std::array<Role, 2> kGateUp = {Role::kGate, Role::kUp};
+  static constexpr std::array<Role, 1> kDown = {Role::kDown};
+  switch (site) {
+    case Site::kAttentionInput:
+      return kQkv;
+    case Site::kAttentionOutput:
+      return kO;
+    case Site::kFfnInput:
+      return kGateUp;
+    case Site::kFfnOutput:
+      return kDown;
+  }
+  return {};
+}
+
+const LayerPlan& Plan::layer(int64_t block, Role role) const {
+  for (const LayerPlan& layer : layers.at(static_cast<size_t>(block))) {
+    if (layer.role == role) return layer;
+  }
+  LPCD_CHECK(false);
+  return layers[0][0];
+}
+
+uint64_t available_memory() {
+  uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+                   static_cast<uint64_t>(sysconf(_SC_PAGE_SIZE));
+  for (const char* path :
+       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    std::ifstream file(path);
+    uint64_t limit = 0;
+    if (file >> limit && limit > 0) bytes = std::min(bytes, limit);  // "max" does not parse
+  }
+  return bytes;
+}
+
+Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_t machine_memory) {
+  check_options(options);
+  const arch::ModelConfig& c = model.config();
+  Plan plan;
+  plan.options = options;
+  plan.blocks = c.blocks;
+  plan.sequences = options.samples;
+  plan.seq_len = options.seq_len;
+  if (options.seq_len > c.max_positions) {
+    raise(ErrorCode::kBadOption, "--seq-len {} is beyond the model's {} positions", options.seq_len,
+          c.max_positions);
+  }
+  plan.memory_limit = options.max_memory.empty()
+                          ? static_cast<uint64_t>(0.8 * static_cast<double>(machine_memory))
+                          : parse_bytes(options.max_memory, "max-memory");
+
+  plan.solver = submodules::SolverOptions{.qep = options.qep,
+                                          .qep_strength = options.qep_strength,
+                                          .lpcd_strength = options.lpcd_strength,
+                                          .alt_steps = options.alt_steps,
+                                          .reference = options.preset == Preset::kOnecomp};
+  plan_layers(model, plan);
+  bool crosses = false;
+  for (const LayerPlan& layer : plan.layers[0]) {
+    crosses = crosses || layer.cross.input || layer.cross.output != CrossMoments::Output::kNone;
+  }
+  plan.needs_calibration = options.method == Method::kGptq || crosses;
+  const bool original_only = options.hessian_from == HessianFrom::kOriginal;
+  plan.original_stream = plan.needs_calibration && (crosses || original_only);
+  plan.quantized_stream = plan.needs_calibration && !original_only;
+
+  const arch::BlockForward forward(c, options.seq_len);
+  plan_memory(c, forward.tiling(), plan);
+  plan_flops(c, forward, plan);
+  const uint64_t state =
+      plan.needs_calibration ? 2 * 2 * 4 * static_cast<uint64_t>(plan.tokens() * c.hidden) : 0;
+  plan.disk_bytes += 2 * plan.quantized_bytes + state;
+  return plan;
+}
+
+std::string describe(const Plan& plan, double flops_per_second) {
+  const QuantizeOptions& o = plan.options;
+  std::string text;
+  const auto line = [&](std::string_view key, const std::string& value) {
+    text += fmt::format("{:<14}{}\n", key, value);
+  };
+  line("model", o.model);
+  const format::GridSpec grid = plan.layers[0][0].grid;
+  line("grid", grid.text());
+  std::map<std::string, int> others;
+  for (const auto& block : plan.layers) {
+    for (const LayerPlan& layer : block) {
+      if (!(layer.grid == grid)) ++others[layer.grid.text()];
+    }
+  }
+  for (const auto& [name, count] : others) line("", fmt::format("{} in {} layers", name, count));
+  line("method", fmt::format("{}, qep {}, lpcd {}, preset {}",
+                             EnumNames<Method>::values[static_cast<size_t>(o.method)],
+                             o.qep ? "on" : "off", fmt::join(o.lpcd, ","),
+                             EnumNames<Preset>::values[static_cast<size_t>(o.preset)]));
+  if (plan.needs_calibration) {
+    line("calibration", fmt::format("{}: {} x {} = {} tokens", o.calib, plan.sequences,
+                                    plan.seq_len, plan.tokens()));
+    line("arithmetic", fmt::format("{:.3g} TFLOP", plan.total_flops / 1e12));
+    for (const auto& [name, flops] : plan.flops)
+      line("", fmt::format("{:<20}{:5.1f} %", name, 100 * flops / plan.total_flops));
+  } else {
+    line("calibration", "none needed");
+  }
+  line("memory", fmt::format("{} at most (limit {})", format_bytes(plan.peak_memory),
+                             format_bytes(plan.memory_limit)));
+  for (const auto& [name, bytes] : plan.memory)
+    line("", fmt::format("{:<28}{:>12}", name, format_bytes(bytes)));
+  if (plan.activations_on_disk) line("", "activations are kept on disk");
+  if (plan.quantized_stream && !plan.keep_ffn_activations) {
+    line("", "gate and up projections are computed twice to save memory");
+  }
+  line("disk", fmt::format("{} at most while it runs", format_bytes(plan.disk_bytes)));
+  if (flops_per_second > 0 && plan.total_flops > 0) {
+    // Between all of the measured GEMM rate and a third of it.
+    const double best = plan.total_flops / flops_per_second;
+    line("time", fmt::format("{} to {} at {:.0f} GFLOP/s", format_duration(best / 0.8),
+                             format_duration(best / 0.4), flops_per_second / 1e9));
+  }
+  return text;
+}
+
+}  // namespace lpcd::pipeline

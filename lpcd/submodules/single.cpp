@@ -1,0 +1,42 @@
+#include "lpcd/submodules/submodule.h"
+
+namespace lpcd::submodules {
+namespace {
+
+class Single final : public Submodule {
+ public:
+  std::string_view name() const override { return "single"; }
+  std::span<const arch::Role> roles() const override { return arch::kLinearRoles; }
+
+  CrossMoments cross_moments(arch::Role role, const SolverOptions& options,
+                             bool excluded) const override {
+    if (!options.qep || excluded || options.qep_strength == 0) return {};
+    // One C serves q, k, v (and gate, up). o_proj and down_proj have an input of their own, and for
+    // them R is smaller and cheaper than C: down_proj has few outputs and many inputs.
+    const bool shares_input = role != arch::Role::kO && role != arch::Role::kDown;
+    if (shares_input) return {.input = true};
+    return {.output = CrossMoments::Output::kError};
+  }
+
+  format::QuantizedMatrix solve(const RunContext& ctx, const LayerProblem& problem,
+                                const SolverOptions& options, const Project& project,
+                                report::LayerRecord& record) const override {
+    if (problem.cross_input.empty() && problem.cross_output.empty()) return project(problem.weight);
+    record.strength = options.qep_strength;
+    if (!problem.cross_input.empty()) {
+      return project(solve::propagate_error(ctx, problem.weight, problem.cross_input,
+                                            *problem.metric, options.qep_strength));
+    }
+    return project(solve::correct_output(ctx, problem.weight, problem.cross_output, *problem.metric,
+                                         options.qep_strength));
+  }
+};
+
+}  // namespace
+
+const Submodule& single_submodule() {
+  static const Single kSingle;
+  return kSingle;
+}
+
+}  // namespace lpcd::submodules
