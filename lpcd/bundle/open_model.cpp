@@ -1,0 +1,74 @@
+#include "lpcd/bundle/open_model.h"
+
+#include <filesystem>
+
+#include "lpcd/base/raise.h"
+#include "lpcd/bundle/gptq_source.h"
+#include "lpcd/io/file.h"
+#include "lpcd/io/gguf.h"
+#include "lpcd/io/safetensors.h"
+
+namespace lpcd::bundle {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kMaxConfigBytes = 16ULL << 20;
+
+arch::Model open_directory(const std::string& path) {
+  const std::string config_path = path + "/config.json";
+  if (!fs::exists(config_path)) {
+    if (fs::exists(path + "/.lpcd/run.json")) {
+      raise(ErrorCode::kBadModel,
+            "{}: an unfinished run; finish it with lpcd quantize ... --out {} --resume", path,
+            path);
+    }
+    raise(ErrorCode::kBadModel,
+          "{}: no config.json; give a Hugging Face model directory or a GGUF file", path);
+  }
+  Json config = parse_json(io::read_text_file(config_path, kMaxConfigBytes), config_path);
+  std::shared_ptr<const io::TensorSource> source = io::open_safetensors_directory(path);
+  const JsonFields fields(config, config_path);
+  if (const Json* quantization = fields.find("quantization_config")) {
+    const JsonFields q(*quantization, config_path + ": quantization_config");
+    const std::string method = q.string_or("quant_method", "");
+    if (method != "gptq") {
+      raise(ErrorCode::kUnsupportedModel,
+            "{}: already quantized with \"{}\"; start from the original checkpoint", path, method);
+    }
+    source = open_gptq_source(std::move(source), *quantization, config_path);
+  }
+  return arch::Model::from_hf(std::move(source), std::move(config), path);
+}
+
+}  // namespace
+
+arch::Model open_model(const std::string& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (!fs::exists(status)) {
+    raise(ErrorCode::kFileNotFound, "{}: no such file or directory", path);
+  }
+  if (fs::is_directory(status)) return open_directory(path);
+  if (io::is_gguf_file(path)) return arch::Model::from_gguf(path);
+  raise(ErrorCode::kBadFile,
+        "{}: not a GGUF file; for safetensors give the directory that holds config.json", path);
+}
+
+std::optional<text::Tokenizer> open_tokenizer(const arch::Model& model) {
+  std::optional<text::Tokenizer> tokenizer;
+  if (model.gguf() != nullptr) {
+    if (model.gguf()->find_key("tokenizer.ggml.tokens") == nullptr) return std::nullopt;
+    tokenizer = text::Tokenizer::from_gguf(*model.gguf());
+  } else {
+    tokenizer = text::Tokenizer::from_directory(model.path());
+  }
+  if (tokenizer && tokenizer->vocab_size() > model.config().vocab_size) {
+    raise(ErrorCode::kBadModel,
+          "{}: the tokenizer has {} tokens, the model embeds {}; they do not belong together",
+          model.path(), tokenizer->vocab_size(), model.config().vocab_size);
+  }
+  return tokenizer;
+}
+
+}  // namespace lpcd::bundle

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "lpcd/arch/model.h"
+#include "lpcd/text/tokenizer.h"
+
+namespace lpcd::bundle {
+
+/// Opens whatever the command takes as a model: a Hugging Face directory (also one quantized with
+/// the gptq layout, whose layers are decoded as they are read) or a GGUF file.
+///
+/// Errors    kFileNotFound; kBadModel for a directory without config.json (an unfinished run of
+/// ours
+///           is recognised and named); kUnsupportedModel for a quantization method we cannot read;
+///           and those of arch::Model.
+[[nodiscard]] arch::Model open_model(const std::string& path);
+
+/// The model's tokenizer, from tokenizer.json or GGUF metadata; nothing if it has none.
+/// Errors    kBadModel if the tokenizer has more tokens than the model has embeddings.
+[[nodiscard]] std::optional<text::Tokenizer> open_tokenizer(const arch::Model& model);
+
+}  // namespace lpcd::bundle
