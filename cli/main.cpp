@@ -1,0 +1,115 @@
+#include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "commands.h"
+
+namespace lpcd::cli {
+namespace {
+
+std::atomic<bool> g_cancel{false};
+static_assert(std::atomic<bool>::is_always_lock_free);  // set from a signal handler
+
+// The first signal asks for a safe stop, the second does not wait.
+void on_signal(int /*signal*/) {
+  if (g_cancel.exchange(true)) _exit(130);
+}
+
+void install_signal_handlers() {
+  struct sigaction action{};
+  action.sa_handler = &on_signal;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  signal(SIGPIPE, SIG_DFL);
+}
+
+// OpenBLAS picks its kernels when it is loaded. Where it picks ones that are too old for this CPU,
+// name better ones and start again. What the user set is left alone.
+void use_best_blas_kernels(char** argv) {
+  if (std::getenv("OPENBLAS_CORETYPE") != nullptr) return;
+  const std::string core = recommended_openblas_core();
+  if (core.empty()) return;
+  setenv("OPENBLAS_CORETYPE", core.c_str(), 1);
+  execv("/proc/self/exe", argv);
+  unsetenv("OPENBLAS_CORETYPE");  // could not start again: slower, but it works
+}
+
+std::string main_help() {
+  return format_help(
+      "lpcd COMMAND [options]",
+      "Post-training quantization of language models on CPUs: GPTQ, QEP and LPCD.",
+      {{"Commands", "quantize", "Turn a checkpoint into a 2- to 8-bit one."},
+       {"Commands", "eval", "Measure perplexity and the distance from the original."},
+       {"Commands", "export", "Write a finished run in another format."},
+       {"Commands", "generate", "Let a model continue a text."},
+       {"Commands", "inspect", "Say what a model or a run is."},
+       {"Other", "-h, --help", "Show this text, or that of a command: lpcd quantize --help."},
+       {"Other", "--version", "Show the version."},
+       {"Exit codes", "0 2 3 4 5 6 70 130",
+        "done; usage, input, input/output, resource or numerical error; bug; stopped by a "
+        "signal"}});
+}
+
+int run(int argc, char** argv) {
+  Environment environment;
+  environment.arguments.assign(argv + 1, argv + argc);
+  environment.cancel = &g_cancel;
+
+  CLI::App app("lpcd");
+  app.allow_extras();
+  app.set_version_flag("--version", "lpcd " + version());
+  app.formatter_fn(
+      [](const CLI::App*, const std::string&, CLI::AppFormatMode) { return main_help(); });
+  const auto commands = make_commands();
+  for (const auto& command : commands) command->add_to(app, environment);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& e) {  // --help, --version
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    throw Error(ErrorCode::kBadOption, e.what());
+  }
+  for (const auto& command : commands) {
+    if (!command->chosen()) continue;
+    if (!command->app()->remaining(true).empty()) reject_extras(*command->app());
+    return command->run(environment);
+  }
+  if (environment.arguments.empty()) {
+    fmt::print("{}", main_help());
+    return 2;
+  }
+  const std::string& word = environment.arguments[0];
+  std::vector<std::string> names;
+  for (const auto& command : commands) names.push_back(command->app()->get_name());
+  const std::vector<std::string_view> views(names.begin(), names.end());
+  throw Error(ErrorCode::kBadOption,
+              fmt::format("unknown command \"{}\", did you mean \"{}\"? See lpcd --help", word,
+                          nearest(word, views)));
+}
+
+}  // namespace
+}  // namespace lpcd::cli
+
+int main(int argc, char** argv) {
+  using lpcd::ErrorCode;
+  lpcd::cli::use_best_blas_kernels(argv);
+  lpcd::cli::install_signal_handlers();
+  const auto fail = [](ErrorCode code, const char* message) {
+    fmt::print(stderr, "lpcd: {}\n", message);
+    return lpcd::exit_code(code);
+  };
+  try {
+    return lpcd::cli::run(argc, argv);
+  } catch (const lpcd::Error& e) {
+    return fail(e.code(), e.what());
+  } catch (const std::bad_alloc&) {
+    return fail(ErrorCode::kOutOfMemory,
+                "out of memory; lower --max-memory or --samples, or use a larger machine");
+  } catch (const std::exception& e) {
+    return fail(ErrorCode::kInternal, e.what());
+  }
+}

@@ -1,0 +1,297 @@
+#include <chrono>
+#include <filesystem>
+#include <map>
+
+#include "lpcd/api/machine.h"
+#include "lpcd/api/output.h"
+#include "lpcd/base/raise.h"
+#include "lpcd/bundle/open_model.h"
+#include "lpcd/calib/self_sample.h"
+#include "lpcd/io/file.h"
+#include "lpcd/linalg/blas.h"
+#include "lpcd/lpcd.h"
+#include "lpcd/pipeline/run.h"
+
+namespace lpcd {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+constexpr int kRecordSchema = 1;
+
+// One call of quantize(), in the order of the work.
+class QuantizeJob {
+ public:
+  QuantizeJob(const QuantizeOptions& options, const RunContext& ctx)
+      : ctx_(api::prepared(ctx, options.threads)),
+        options_(options),
+        formats_(api::resolve_formats(options_)),
+        model_(bundle::open_model(options_.model)),
+        tokenizer_(bundle::open_tokenizer(model_)),
+        max_shard_bytes_(parse_bytes(options_.shard_size, "shard-size")),
+        journal_(options_.out) {
+    normalize();
+    plan_ = pipeline::make_plan(model_, options_, pipeline::available_memory());
+    api::check_formats(model_, plan_, formats_);
+  }
+
+  QuantizeResult run() {
+    QuantizeResult result;
+    rate_ = linalg::measure_gemm_rate(ctx_);
+    result.plan = pipeline::describe(plan_, rate_);
+    if (options_.dry_run) return result;
+
+    if (options_.out.empty()) raise(ErrorCode::kBadOption, "quantize needs --out DIR");
+    if (!journal_.exists()) api::require_empty(options_.out);
+    io::make_directories(options_.out);
+    const io::DirectoryLock lock(options_.out);
+    const bool resumed = prepare_directory();
+    start_ = Clock::now();
+    const calib::Dataset data = calibration(resumed);
+    open_journal(resumed, data);
+    calibrated_ = seconds_since(start_);
+    pipeline::run_plan(ctx_, model_, plan_, data, journal_);
+    quantized_ = seconds_since(start_);
+    write_outputs(result);
+    result.record_json = dump_json(make_record(data, result.outputs), 1) + "\n";
+    io::write_file(options_.out + "/record.json", result.record_json);
+    finish_journal(result.outputs);
+    result.summary = summarize(result.outputs);
+    return result;
+  }
+
+ private:
+  // Options that follow from others, so that the fingerprint is that of what is done.
+  void normalize() {
+    const bool plain = !options_.qep && options_.lpcd == std::vector<std::string>{"none"};
+    if (options_.preset == Preset::kOnecomp && plain && options_.method == Method::kGptq) {
+      options_.hessian_from = HessianFrom::kOriginal;  // its plain GPTQ sees the original's inputs
+    }
+    if (options_.calib.ends_with(".safetensors")) {  // the ids decide
+      const calib::Dataset ids = calib::load_dataset(
+          options_.calib, nullptr, {.samples = options_.samples, .seq_len = options_.seq_len});
+      options_.samples = ids.sequences();
+      options_.seq_len = ids.seq_len;
+    }
+  }
+
+  // True if there is a run to go on with. Called under the lock.
+  bool prepare_directory() {
+    io::remove_temporaries(options_.out);
+    if (journal_.exists()) {
+      if (!options_.resume) {
+        raise(ErrorCode::kOutputExists, "{}: holds {}", options_.out,
+              journal_.read_run().value("finished", false)
+                  ? "a finished run; give another --out"
+                  : "an unfinished run; add --resume to go on with it, or give another --out");
+      }
+      return true;
+    }
+    fs::remove_all(journal_.directory());  // of a run that died before it began
+    const uint64_t needed = plan_.disk_bytes + output_bytes();
+    const uint64_t available = io::free_disk_bytes(options_.out);
+    if (available < needed) {
+      raise(ErrorCode::kOutOfDisk,
+            "{}: {} free, the run needs {}; free space or give another --out", options_.out,
+            format_bytes(available), format_bytes(needed));
+    }
+    return false;
+  }
+
+  [[nodiscard]] uint64_t output_bytes() const {
+    uint64_t sum = 0;
+    for (const auto& format : formats_) {
+      bundle::DirectoryContents contents;
+      contents.model = &model_;
+      contents.format = format.get();
+      contents.grid_of = [&](int64_t block, arch::Role role) {
+        return plan_.layer(block, role).grid;
+      };
+      const format::QuantizedMatrix never_read;
+      contents.read_layer = [&](int64_t, arch::Role) -> const format::QuantizedMatrix& {
+        return never_read;
+      };
+      sum += bundle::estimate_bytes(contents);
+    }
+    return sum;
+  }
+
+  calib::Dataset calibration(bool resumed) {
+    if (!plan_.needs_calibration) return {};
+    if (resumed && fs::exists(journal_.directory() + "/calibration.json")) {
+      return journal_.load_calibration();
+    }
+    const calib::DatasetOptions d{.samples = options_.samples,
+                                  .seq_len = options_.seq_len,
+                                  .seed = options_.seed,
+                                  .text_key = options_.text_key};
+    const text::Tokenizer* tokenizer = tokenizer_ ? &*tokenizer_ : nullptr;
+    if (options_.calib == "self") {
+      return calib::sample_from_model(ctx_, model_, tokenizer, d, options_.self_temperature,
+                                      plan_.memory_limit / 2);
+    }
+    return calib::load_dataset(options_.calib, tokenizer, d);
+  }
+
+  [[nodiscard]] Json fingerprint(const calib::Dataset& data) const {
+    return {{"numerics_version", pipeline::kNumericsVersion},
+            {"model", model_.identity()},
+            {"calibration", data.ids.empty() ? "none" : data.hash()},
+            {"options", parse_json(numeric_options_json(options_), "options")}};
+  }
+
+  void open_journal(bool resumed, const calib::Dataset& data) {
+    const Json current = fingerprint(data);
+    const linalg::BlasInfo blas = linalg::blas_info();
+    const std::string arithmetic = blas.library + " " + blas.core;
+    if (resumed) {
+      const Json run = journal_.read_run();
+      pipeline::check_same_fingerprint(run.at("fingerprint"), current);
+      const std::string before = run.value("arithmetic", "");
+      if (before != arithmetic) {
+        ctx_.warn(fmt::format("the run was started with {}, this is {}: the last bits may differ",
+                              before, arithmetic));
+      }
+      return;
+    }
+    if (!data.ids.empty()) {
+      io::make_directories(journal_.directory());
+      journal_.save_calibration(data);
+    }
+    journal_.create({{"schema_version", kRecordSchema},
+                     {"lpcd_version", version()},
+                     {"model", fs::absolute(options_.model).string()},
+                     {"fingerprint", current},
+                     {"arithmetic", arithmetic},
+                     {"blocks", plan_.blocks},
+                     {"finished", false}});
+  }
+
+  void write_outputs(QuantizeResult& result) {
+    const Json meta = {{"quantizer", {"lpcd.cpp:" + version()}},
+                       {"method", EnumNames<Method>::values[static_cast<size_t>(options_.method)]},
+                       {"qep", options_.qep},
+                       {"lpcd", options_.lpcd},
+                       {"damp_percent", options_.percdamp}};
+    for (const auto& format : formats_) {
+      const std::string directory = api::output_directory(options_.out, *format, formats_.size());
+      api::write_output(ctx_, model_, tokenizer_ ? &*tokenizer_ : nullptr, journal_, *format, meta,
+                        max_shard_bytes_, directory);
+      result.outputs.push_back(directory);
+    }
+    written_ = seconds_since(start_);
+  }
+
+  void finish_journal(const std::vector<std::string>& outputs) {
+    Json run = journal_.read_run();
+    run["finished"] = true;
+    run["outputs"] = outputs;
+    journal_.update_run(run);
+    journal_.remove_state();
+  }
+
+  // Bits per weight of the quantized layers, scales and zeros included.
+  [[nodiscard]] double bits_per_weight() const {
+    return 8.0 * static_cast<double>(plan_.quantized_bytes) /
+           static_cast<double>(model_.config().linear_parameters() * model_.config().blocks);
+  }
+
+  Json make_record(const calib::Dataset& data, const std::vector<std::string>& outputs) {
+    Json record = {{"schema_version", kRecordSchema},
+                   {"lpcd_version", version()},
+                   {"model",
+                    {{"path", options_.model},
+                     {"architecture", model_.config().architecture},
+                     {"parameters", model_.parameters()},
+                     {"stored_bytes", model_.stored_bytes()}}},
+                   {"fingerprint", fingerprint(data)},
+                   {"formats", options_.formats},
+                   {"machine", api::describe_machine(ctx_)},
+                   {"bits_per_weight", bits_per_weight()}};
+    for (const auto& s : data.sources) {
+      record["calibration"].push_back(
+          {{"source", s.name}, {"tokens", s.tokens}, {"available", s.available}});
+    }
+    std::map<std::string, report::StageCost> stages;
+    double block_seconds = 0;
+    double flops = 0;
+    for (int64_t b = 0; b < plan_.blocks; ++b) {
+      Json block = journal_.read_record(b);
+      block_seconds += block.value("seconds", 0.0);
+      const Json costs = block.value("stages", Json::object());
+      for (const auto& [name, cost] : costs.items()) {
+        stages[name].seconds += cost.value("seconds", 0.0);
+        stages[name].flops += cost.value("flops", 0.0);
+        flops += cost.value("flops", 0.0);
+      }
+      block.erase("stored");
+      record["blocks"].push_back(std::move(block));
+    }
+    Json stage_costs = Json::object();
+    for (const auto& [name, cost] : stages) {
+      stage_costs[name] = {{"seconds", cost.seconds}, {"flops", cost.flops}};
+    }
+    const double total = calibrated_ + block_seconds + (written_ - quantized_);
+    record["cost"] = {{"gemm_flops_per_second", rate_},
+                      {"flops", flops},
+                      {"stages", stage_costs},
+                      {"calibration_seconds", calibrated_},
+                      {"blocks_seconds", block_seconds},
+                      {"write_seconds", written_ - quantized_},
+                      {"total_seconds", total},
+                      {"share_of_gemm_rate", total > 0 ? flops / total / rate_ : 0.0},
+                      {"peak_memory_bytes", api::peak_memory()}};
+    for (const std::string& directory : outputs) {
+      uint64_t bytes = 0;
+      for (const auto& entry : fs::directory_iterator(directory)) {
+        if (entry.path().extension() == ".safetensors") bytes += entry.file_size();
+      }
+      record["outputs"].push_back({{"path", directory}, {"weight_bytes", bytes}});
+    }
+    return record;
+  }
+
+  std::string summarize(const std::vector<std::string>& outputs) {
+    const Json record =
+        parse_json(io::read_text_file(options_.out + "/record.json", 1ULL << 32), "record.json");
+    const Json& cost = record.at("cost");
+    std::string text;
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      text += fmt::format("{}: {}, {}\n", outputs[i], options_.formats[i],
+                          format_bytes(record["outputs"][i]["weight_bytes"].get<uint64_t>()));
+    }
+    text += fmt::format(
+        "{:.3f} bits per quantized weight; {}, {:.0f} % of the GEMM rate, peak memory {}\n",
+        bits_per_weight(), format_duration(cost["total_seconds"].get<double>()),
+        100 * cost["share_of_gemm_rate"].get<double>(),
+        format_bytes(cost["peak_memory_bytes"].get<uint64_t>()));
+    return text;
+  }
+
+  RunContext ctx_;
+  QuantizeOptions options_;
+  std::vector<std::unique_ptr<format::OutputFormat>> formats_;
+  arch::Model model_;
+  std::optional<text::Tokenizer> tokenizer_;
+  uint64_t max_shard_bytes_;
+  pipeline::Journal journal_;
+  pipeline::Plan plan_;
+  double rate_ = 0;
+  Clock::time_point start_;
+  double calibrated_ = 0;  // seconds since start_
+  double quantized_ = 0;
+  double written_ = 0;
+};
+
+}  // namespace
+
+QuantizeResult quantize(const QuantizeOptions& options, const RunContext& ctx) {
+  return QuantizeJob(options, ctx).run();
+}
+
+}  // namespace lpcd
