@@ -1,0 +1,392 @@
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <filesystem>
+
+#include "lpcd/base/json.h"
+#include "lpcd/bundle/open_model.h"
+#include "lpcd/io/file.h"
+#include "lpcd/lpcd.h"
+#include "lpcd/pipeline/journal.h"
+#include "tests/support/errors.h"
+#include "tests/support/paths.h"
+#include "tests/support/tiny_model.h"
+
+// Whole runs on random models of every registered architecture, through the public API.
+
+namespace lpcd {
+namespace {
+
+using testing::expect_error;
+using testing::TemporaryDirectory;
+using testing::TinyModel;
+
+std::string file_bytes(const std::string& path) { return io::read_text_file(path, 1ULL << 30); }
+
+class QuantizeTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    TinyModel{}.write(model_);
+    io::write_file(text_, testing::random_text(60000, 7));
+  }
+
+  QuantizeOptions options(const std::string& out) const {
+    QuantizeOptions o;
+    o.model = model_;
+    o.out = dir_ / out;
+    o.bits = 3;
+    o.group_size = 32;
+    o.calib = text_;
+    o.samples = 24;
+    o.seq_len = 48;
+    o.threads = 2;
+    return o;
+  }
+
+  std::string weights(const std::string& out) const {
+    return file_bytes((dir_ / out) + "/model.safetensors");
+  }
+
+  TemporaryDirectory dir_;
+  std::string model_ = dir_ / "model";
+  std::string text_ = dir_ / "text.txt";
+  RunContext ctx_;
+};
+
+// What the file decodes to must be what was computed, for every family, method and format.
+TEST_F(QuantizeTest, WritesWhatItComputedForEveryFamilyAndMethod) {
+  struct Method_ {
+    const char* name;
+    Method method;
+    bool qep;
+    const char* lpcd;
+  };
+  const std::vector<Method_> methods = {{"rtn", Method::kRtn, false, "none"},
+                                        {"gptq", Method::kGptq, false, "none"},
+                                        {"qep", Method::kGptq, true, "none"},
+                                        {"residual", Method::kGptq, true, "residual"},
+                                        {"rtn-residual", Method::kRtn, true, "residual"}};
+  for (const std::string architecture : {"llama", "qwen3"}) {
+    const std::string model = dir_ / architecture;
+    TinyModel{.architecture = architecture, .tied = false, .dtype = DType::kBF16}.write(model);
+    for (const Method_& m : methods) {
+      SCOPED_TRACE(architecture + " " + m.name);
+      QuantizeOptions o = options(architecture + "-" + m.name);
+      o.model = model;
+      o.method = m.method;
+      o.qep = m.qep;
+      o.lpcd = {m.lpcd};
+      o.formats = {"gptq:3,g32", "dense:fp32"};
+      const QuantizeResult result = quantize(o, ctx_);
+      ASSERT_EQ(result.outputs.size(), 2U);
+      const arch::Model gptq = bundle::open_model(result.outputs[0]);
+      const arch::Model dense = bundle::open_model(result.outputs[1]);
+      const pipeline::Journal journal(o.out);
+      for (int64_t b = 0; b < 2; ++b) {
+        for (const auto& [role, q] : journal.read_block(b)) {
+          const Mat expected = q.decode();
+          const Mat from_gptq = gptq.read(role, b);
+          const Mat from_dense = dense.read(role, b);
+          for (int64_t i = 0; i < expected.size(); ++i) {
+            ASSERT_EQ(from_gptq.data()[i], expected.data()[i]);
+            ASSERT_EQ(from_dense.data()[i], expected.data()[i]);
+          }
+        }
+      }
+      const Json record = parse_json(result.record_json, "record");
+      EXPECT_EQ(record["blocks"].size(), 2U);
+      EXPECT_EQ(record["blocks"][1]["layers"].size(), 7U);
+      EvaluateOptions e;
+      e.ppl = text_;
+      e.seq_len = 48;
+      e.max_tokens = 1000;
+      e.reference = model;
+      e.model = result.outputs[0];
+      const EvaluateResult a = evaluate(e, ctx_);
+      e.model = result.outputs[1];
+      const EvaluateResult b = evaluate(e, ctx_);
+      EXPECT_EQ(a.perplexity, b.perplexity);
+      EXPECT_GT(a.reference->kl_mean, 0.0);
+      EXPECT_LT(a.reference->kl_mean, 1.0);
+      EXPECT_EQ(a.reference->kl_mean, b.reference->kl_mean);
+    }
+  }
+}
+
+// Error propagation must do its job: the block outputs end up closer to the original's.
+TEST_F(QuantizeTest, CorrectionsLowerTheOutputErrorOnTheCalibrationText) {
+  const auto last_error = [&](const char* out, bool qep, const char* lpcd) {
+    QuantizeOptions o = options(out);
+    o.samples = 96;
+    o.qep = qep;
+    o.lpcd = {lpcd};
+    if (!qep) o.qep_strength = 0;
+    if (!qep && o.lpcd[0] == "none") {  // carries the original along, to measure against
+      o.qep = true;
+      o.qep_exclude = {"none"};
+      o.qep_strength = 1e-9;
+    }
+    const Json record = parse_json(quantize(o, ctx_).record_json, "record");
+    return record["blocks"].back()["output_error"].get<double>();
+  };
+  const double gptq = last_error("gptq", false, "none");
+  const double qep = last_error("qep", true, "none");
+  const double residual = last_error("residual", true, "residual");
+  EXPECT_LT(qep, gptq);
+  EXPECT_LT(residual, qep);
+}
+
+TEST_F(QuantizeTest, DoesNotDependOnThreads) {
+  for (const int threads : {1, 3}) {
+    QuantizeOptions o = options("threads" + std::to_string(threads));
+    o.threads = threads;
+    quantize(o, ctx_);
+  }
+  EXPECT_EQ(weights("threads1"), weights("threads3"));
+}
+
+TEST_F(QuantizeTest, GivesTheSameBytesTwiceAndOthersWithAnotherSeed) {
+  quantize(options("one"), ctx_);
+  quantize(options("two"), ctx_);
+  QuantizeOptions o = options("three");
+  o.seed = 9;
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("one"), weights("two"));
+  EXPECT_NE(weights("one"), weights("three"));
+}
+
+TEST_F(QuantizeTest, SelfCalibrationIsReproducible) {
+  for (const char* out : {"one", "two"}) {
+    QuantizeOptions o = options(out);
+    o.calib = "self";
+    o.samples = 8;
+    quantize(o, ctx_);
+  }
+  EXPECT_EQ(weights("one"), weights("two"));
+}
+
+// Stopped at many moments, resumed each time: always the bytes of the run that was not stopped.
+TEST_F(QuantizeTest, ResumesToTheSameBytesWhereverItWasStopped) {
+  quantize(options("whole"), ctx_);
+  const std::string expected = weights("whole");
+  for (const int stop_at : {1, 5, 9, 14, 20, 27, 33, 40}) {
+    SCOPED_TRACE(stop_at);
+    const std::string out = "stopped" + std::to_string(stop_at);
+    std::atomic<bool> cancel{false};
+    int reports = 0;
+    RunContext ctx;
+    ctx.cancel = &cancel;
+    ctx.progress = [&](const Progress&) { cancel = ++reports >= stop_at; };
+    QuantizeOptions o = options(out);
+    try {
+      quantize(o, ctx);
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ErrorCode::kCancelled);
+    }
+    o.resume = true;
+    o.threads = 1;  // a resource: free to change
+    quantize(o, ctx_);
+    EXPECT_EQ(weights(out), expected);
+  }
+}
+
+TEST_F(QuantizeTest, RefusesToResumeWithOtherOptionsAndNamesThem) {
+  std::atomic<bool> cancel{false};
+  RunContext ctx;
+  ctx.cancel = &cancel;
+  ctx.progress = [&](const Progress& p) {
+    cancel = p.stage == "quantize" && p.done > 0.6 * p.total;
+  };
+  QuantizeOptions o = options("out");
+  expect_error([&] { quantize(o, ctx); }, ErrorCode::kCancelled, "stopped");
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kOutputExists, "add --resume");
+  o.resume = true;
+  o.percdamp = 0.02;
+  o.bits = 4;
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kResumeMismatch, "options/bits was 3, is 4");
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kResumeMismatch,
+               "options/percdamp was 0.01, is 0.02");
+  o = options("out");
+  o.resume = true;
+  TinyModel{.seed = 5}.write(o.model);  // another model behind the same path
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kResumeMismatch, "model was");
+}
+
+TEST_F(QuantizeTest, LeavesOtherPeoplesDirectoriesAlone) {
+  QuantizeOptions o = options("mine");
+  io::make_directories(o.out);
+  io::write_file(o.out + "/thesis.txt", "do not touch");
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kOutputExists, "not empty");
+  EXPECT_EQ(file_bytes(o.out + "/thesis.txt"), "do not touch");
+  o = options("done");
+  quantize(o, ctx_);
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kOutputExists, "finished run");
+  o.out = text_;
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kOutputExists, "is a file");
+}
+
+TEST_F(QuantizeTest, RefusesTwoProcessesOnOneOutput) {
+  QuantizeOptions o = options("out");
+  {
+    io::make_directories(o.out);
+    const io::DirectoryLock lock(o.out);
+    expect_error([&] { quantize(o, ctx_); }, ErrorCode::kLocked, o.out);
+  }
+  EXPECT_NO_THROW(quantize(o, ctx_));
+}
+
+TEST_F(QuantizeTest, StartsAgainWhereARunDiedBeforeItsFirstCommit) {
+  QuantizeOptions o = options("out");
+  io::make_directories(o.out + "/.lpcd/blocks");
+  io::write_file(o.out + "/.lpcd-lock", "");
+  io::write_file(o.out + "/.lpcd/calibration.json", "{");
+  EXPECT_NO_THROW(quantize(o, ctx_));
+}
+
+TEST_F(QuantizeTest, DryRunTouchesNothing) {
+  QuantizeOptions o = options("out");
+  o.dry_run = true;
+  const QuantizeResult result = quantize(o, ctx_);
+  EXPECT_NE(result.plan.find("arithmetic"), std::string::npos);
+  EXPECT_NE(result.plan.find("memory"), std::string::npos);
+  EXPECT_FALSE(std::filesystem::exists(o.out));
+}
+
+TEST_F(QuantizeTest, ContradictingOptionsAreRefusedBeforeAnyWork) {
+  const auto refused = [&](auto change, std::string_view part) {
+    QuantizeOptions o = options("out");
+    change(o);
+    expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, part);
+    EXPECT_FALSE(std::filesystem::exists(o.out));
+  };
+  refused(
+      [](auto& o) {
+        o.formats = {"gptq:4,g32"};
+        o.given = {"bits"};
+      },
+      "--bits contradicts --format gptq:4,g32");
+  refused([](auto& o) { o.formats = {"gptq:4,g32", "gptq:3,g32"}; }, "different grids");
+  refused([](auto& o) { o.bits = 5; }, "add --format dense:fp16");
+  refused([](auto& o) { o.lpcd = {"residul"}; }, "did you mean \"residual\"");
+  refused([](auto& o) { o.qep_exclude = {"donw_proj"}; }, "did you mean \"down_proj\"");
+  refused([](auto& o) { o.hessian_from = HessianFrom::kOriginal; }, "--qep off --lpcd none");
+  refused([](auto& o) { o.bits_for = {"*down*"}; }, "PATTERN=BITS");
+  refused([](auto& o) { o.bits_for = {"*dwon*=4"}; }, "no layer matches");
+  refused([](auto& o) { o.seq_len = 1024; }, "beyond the model's 512 positions");
+  refused([](auto& o) { o.group_size = 0; }, "--group-size");
+  refused([](auto& o) { o.max_memory = "lots"; }, "is not a size");
+}
+
+TEST_F(QuantizeTest, TooLittleMemoryIsSaidBeforeAnyWork) {
+  QuantizeOptions o = options("out");
+  o.max_memory = "10M";
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kMemoryBudget, "needs at least");
+  EXPECT_FALSE(std::filesystem::exists(o.out));
+}
+
+TEST_F(QuantizeTest, ShortCalibrationTextIsSaidWithNumbers) {
+  QuantizeOptions o = options("out");
+  o.samples = 100000;
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadText, "lower --samples to");
+}
+
+TEST_F(QuantizeTest, ShapesThatTheFormatCannotHoldAreRefused) {
+  TinyModel{.ffn = 84}.write(model_);
+  QuantizeOptions o = options("out");
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption,
+               "does not pack into 32-bit words");
+  o.formats = {"dense:fp16"};
+  EXPECT_NO_THROW(quantize(o, ctx_));  // a short last group is fine on the grid
+}
+
+TEST_F(QuantizeTest, MixedWidthsAreStoredLayerByLayer) {
+  QuantizeOptions o = options("out");
+  o.formats = {"gptq:3,g32"};
+  o.bits_for = {"*layers.1.*down_proj*=4"};
+  o.mlp_bits = 2;
+  const QuantizeResult result = quantize(o, ctx_);
+  const Json config = parse_json(file_bytes(o.out + "/config.json"), "config.json");
+  const Json& dynamic = config["quantization_config"]["dynamic"];
+  EXPECT_EQ(dynamic["+:^model\\.layers\\.1\\.mlp\\.down_proj$"]["bits"], 4);
+  EXPECT_EQ(dynamic["+:^model\\.layers\\.0\\.mlp\\.up_proj$"]["bits"], 2);
+  const arch::Model model = bundle::open_model(o.out);
+  const Mat expected = pipeline::Journal(o.out).read_block(1).at(arch::Role::kDown).decode();
+  const Mat got = model.read(arch::Role::kDown, 1);
+  for (int64_t i = 0; i < got.size(); ++i) ASSERT_EQ(got.data()[i], expected.data()[i]);
+}
+
+TEST_F(QuantizeTest, ShardsAreReadBackLikeOneFile) {
+  QuantizeOptions o = options("one");
+  quantize(o, ctx_);
+  o = options("shards");
+  o.shard_size = "40K";
+  quantize(o, ctx_);
+  EXPECT_TRUE(std::filesystem::exists(o.out + "/model.safetensors.index.json"));
+  EXPECT_EQ(bundle::open_model(dir_ / "one").read(arch::Role::kUp, 1)(3, 4),
+            bundle::open_model(dir_ / "shards").read(arch::Role::kUp, 1)(3, 4));
+  EvaluateOptions e;
+  e.ppl = text_;
+  e.seq_len = 48;
+  e.max_tokens = 500;
+  e.model = dir_ / "one";
+  const double one = evaluate(e, ctx_).perplexity;
+  e.model = dir_ / "shards";
+  EXPECT_EQ(evaluate(e, ctx_).perplexity, one);
+}
+
+TEST_F(QuantizeTest, ExportGivesWhatTheRunWouldHaveWritten) {
+  QuantizeOptions o = options("gptq");
+  quantize(o, ctx_);
+  o = options("dense");
+  o.formats = {"dense:fp16"};
+  quantize(o, ctx_);
+  export_model({.source = dir_ / "gptq", .format = "dense:fp16", .out = dir_ / "exported"}, ctx_);
+  EXPECT_EQ(weights("dense"), weights("exported"));
+  expect_error(
+      [&] {
+        export_model({.source = dir_ / "gptq", .format = "gptq:4,g32", .out = dir_ / "x"}, ctx_);
+      },
+      ErrorCode::kBadOption, "makes it");
+  expect_error(
+      [&] {
+        export_model({.source = dir_ / "gptq", .format = "dense:fp16", .out = dir_ / "exported"},
+                     ctx_);
+      },
+      ErrorCode::kOutputExists, "not empty");
+  expect_error(
+      [&] { export_model({.source = model_, .format = "gptq:4,g32", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadOption, "no codes to store");
+  export_model({.source = model_, .format = "dense:fp32", .out = dir_ / "converted"}, ctx_);
+  EXPECT_EQ(weights("converted"), file_bytes(model_ + "/model.safetensors"));
+}
+
+TEST_F(QuantizeTest, ExportNoticesATamperedRun) {
+  QuantizeOptions o = options("run");
+  quantize(o, ctx_);
+  const std::string path = o.out + "/.lpcd/blocks/00001/layers.safetensors";
+  std::string bytes = file_bytes(path);
+  bytes[bytes.size() - 5] ^= 1;
+  io::write_file(path, bytes);
+  expect_error(
+      [&] { export_model({.source = o.out, .format = "dense:fp16", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadFile, "not what the run committed");
+}
+
+TEST_F(QuantizeTest, InspectKnowsModelsAndRuns) {
+  EXPECT_NE(inspect(model_).summary.find("llama: 2 blocks"), std::string::npos);
+  quantize(options("run"), ctx_);
+  const Json json = parse_json(inspect(dir_ / "run").json, "inspect");
+  EXPECT_EQ(json["run"]["kind"], "finished run");
+  EXPECT_EQ(json["model"]["quantization"]["bits"], 3);
+  EXPECT_EQ(json["run"]["output_errors"].size(), 2U);
+}
+
+TEST_F(QuantizeTest, ModelAndTokenizerMustBelongTogether) {
+  TinyModel{.vocab = 200}.write(model_);  // the tokenizer has 256 tokens
+  expect_error([&] { quantize(options("out"), ctx_); }, ErrorCode::kBadModel,
+               "tokenizer has 256 tokens");
+}
+
+}  // namespace
+}  // namespace lpcd

@@ -1,0 +1,30 @@
+"""Ctrl-C and SIGTERM end a run at a safe point and say how to go on; that command works."""
+
+import shlex
+import signal
+import tempfile
+import time
+
+from command_support import *  # noqa: F403
+
+with tempfile.TemporaryDirectory() as folder:
+    work = pathlib.Path(folder)
+    text = text_file(work / "text.txt")
+    model = tiny(work / "model", hidden=128, ffn=384, blocks=6, head_dim=32)
+    base = ["quantize", str(model), "--calib", str(text), "--samples", "48", "--seq-len", "128", "--group-size", "32",
+            "--quiet", "--threads", "1"]  # fmt: skip
+    check(lpcd(*base, "--out", work / "expected").returncode == 0, "plain run")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        out = work / f"out{number}"
+        child = subprocess.Popen([LPCD, *base, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not (out / ".lpcd" / "blocks" / "00000" / "record.json").exists() and child.poll() is None:
+            time.sleep(0.001)
+        child.send_signal(number)
+        stdout, stderr = child.communicate()
+        done = subprocess.CompletedProcess([], child.returncode, stdout, stderr)
+        expect_error(done, 130, "--resume", name=number.name)
+        check(not (out / "config.json").exists(), "a model appeared")
+        resume = stderr.strip().split("Go on with: lpcd ", 1)[1]
+        done = lpcd(*shlex.split(resume))
+        check(done.returncode == 0, f"{resume}: {done.stderr}")
+        check(model_bytes(out) == model_bytes(work / "expected"), f"{number.name}: other bytes after resuming")
