@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""Perplexity, KL divergence and top-1 agreement of RTN, GPTQ, GPTQ + QEP and GPTQ + QEP + LPCD on one
+model, calibrated and evaluated on given texts. Results are kept in --work and used again.
+
+  bench/quality.py --model MODEL.gguf --calib c4.txt --text wiki.test.raw
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+METHODS = {
+    "RTN": ["--method", "rtn", "--qep", "off", "--lpcd", "none"],
+    "GPTQ": ["--qep", "off", "--lpcd", "none"],
+    "GPTQ + QEP": ["--qep", "on", "--lpcd", "none"],
+    "GPTQ + QEP + residual": ["--qep", "on", "--lpcd", "residual"],
+}
+
+
+def run(*command):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
+    return done.stdout
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--lpcd", default=HERE.parent / "build" / "bin" / "lpcd")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--calib", required=True, help="calibration text")
+    parser.add_argument("--text", required=True, help="text to predict")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=65536)
+    parser.add_argument("--format", default="gptq:3,g64")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", default="/tmp/lpcd-quality")
+    args, extra = parser.parse_known_args()  # the rest goes to quantize
+
+    work = pathlib.Path(args.work)
+    work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    original = None
+    for name, flags in METHODS.items():
+        tag = "-".join([args.format, name, str(args.samples), str(args.seed), *extra])
+        out = work / "".join(c if c.isalnum() else "_" for c in tag)
+        run(args.lpcd, "quantize", args.model, "--out", out, "--format", args.format, "--calib", args.calib,
+            "--samples", args.samples, "--seq-len", args.seq_len, "--seed", args.seed, "--quiet", "--resume",
+            *flags, *extra)  # fmt: skip
+        report = out / "eval.json"
+        if not report.exists():
+            text = run(args.lpcd, "eval", out, "--reference", args.model, "--ppl", args.text, "--max-tokens",
+                       args.max_tokens, "--seq-len", args.seq_len, "--json", "--quiet")  # fmt: skip
+            report.write_text(text)
+        result = json.loads(report.read_text())
+        cost = json.loads((out / "record.json").read_text())["cost"]
+        original = result["reference"]["perplexity"]
+        rows.append((name, result["perplexity"], result["perplexity_error"], result["reference"]["kl_mean"],
+                     result["reference"]["top1_agreement"], cost["total_seconds"], cost["peak_memory_bytes"]))
+        print(f"{name}: {result['perplexity']:.2f}", file=sys.stderr)
+
+    print(f"{os.path.basename(args.model)}, {args.format}, {args.samples} x {args.seq_len} tokens of "
+          f"{os.path.basename(args.calib)}, first {args.max_tokens} tokens of {os.path.basename(args.text)}")
+    print("| method | perplexity | KL divergence | same top-1 | time | peak memory |")
+    print("|---|---|---|---|---|---|")
+    print(f"| original | {original:.2f} | | | | |")
+    for name, ppl, error, kl, top1, seconds, peak in rows:
+        print(f"| {name} | {ppl:.2f} +- {error:.2f} | {kl:.4f} | {100 * top1:.1f} % | {seconds:.0f} s "
+              f"| {peak / 2**20:.0f} MiB |")
+
+
+if __name__ == "__main__":
+    main()
