@@ -210,6 +210,13 @@ void add(ConstView y, FloatView x) {
   }
 }
 
+void add_bias(std::span<const float> bias, FloatView x) {
+  LPCD_CHECK(std::cmp_equal(bias.size(), x.cols()));
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    HWY_DYNAMIC_DISPATCH(AddRow)(bias.data(), x.cols(), x.row(r));
+  }
+}
+
 void subtract(ConstView x, ConstView y, FloatView out) {
   LPCD_CHECK(x.rows() == y.rows() && x.cols() == y.cols() && out.rows() == x.rows() &&
              out.cols() == x.cols());

@@ -24,6 +24,10 @@ void silu_mul(ConstView gate, ConstView up, FloatView out);
 /// Shapes    both [t, D].
 void add(ConstView y, FloatView x);
 
+/// Adds the bias to every row of x.
+/// Shapes    bias [D], x [t, D].
+void add_bias(std::span<const float> bias, FloatView x);
+
 /// out = x - y.
 /// Shapes    all [t, D].
 void subtract(ConstView x, ConstView y, FloatView out);

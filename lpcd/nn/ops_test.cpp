@@ -31,6 +31,16 @@ TEST(RmsNorm, MatchesTheFormulaOnAnOddWidth) {
   }
 }
 
+TEST(AddBias, AddsToEveryRow) {
+  const Mat x = random_mat(3, 37, 5);
+  const Mat bias = random_mat(1, 37, 6);
+  Mat out = x.clone();
+  add_bias({bias.data(), 37}, out);
+  for (int64_t r = 0; r < 3; ++r) {
+    for (int64_t c = 0; c < 37; ++c) EXPECT_EQ(out(r, c), x(r, c) + bias(0, c));
+  }
+}
+
 TEST(SiluMul, MatchesTheFormulaFarFromZeroToo) {
   Mat gate = random_mat(2, 19, 3);
   gate(0, 0) = -200.0F;
