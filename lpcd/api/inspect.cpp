@@ -55,6 +55,7 @@ Json describe_model(const arch::Model& model) {
                {"rope_theta", c.rope_theta},
                {"tied_head", c.tied_head},
                {"qk_norm", c.qk_norm},
+               {"qkv_bias", c.qkv_bias},
                {"identity", model.identity()},
                {"tensors", describe_tensors(model.source())}};
   if (model.hf_config().contains("quantization_config")) {

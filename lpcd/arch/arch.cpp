@@ -65,20 +65,16 @@ void parse_rope(const JsonFields& config, ModelConfig& model) {
 }  // namespace
 
 std::string_view role_name(Role role) {
-  constexpr std::array<std::string_view, kRoleCount> kNames = {"embed_tokens",
-                                                               "norm",
-                                                               "lm_head",
-                                                               "input_layernorm",
-                                                               "q_proj",
-                                                               "k_proj",
-                                                               "v_proj",
-                                                               "o_proj",
-                                                               "q_norm",
-                                                               "k_norm",
-                                                               "post_attention_layernorm",
-                                                               "gate_proj",
-                                                               "up_proj",
-                                                               "down_proj"};
+  constexpr std::array<std::string_view, kRoleCount> kNames = {
+      "embed_tokens", "norm",
+      "lm_head",      "input_layernorm",
+      "q_proj",       "k_proj",
+      "v_proj",       "o_proj",
+      "q_proj.bias",  "k_proj.bias",
+      "v_proj.bias",  "q_norm",
+      "k_norm",       "post_attention_layernorm",
+      "gate_proj",    "up_proj",
+      "down_proj"};
   return kNames.at(static_cast<size_t>(role));
 }
 
@@ -98,6 +94,11 @@ std::vector<int64_t> ModelConfig::shape(Role role) const {
       return {kv_heads * head_dim, hidden};
     case Role::kO:
       return {hidden, heads * head_dim};
+    case Role::kQBias:
+      return {heads * head_dim};
+    case Role::kKBias:
+    case Role::kVBias:
+      return {kv_heads * head_dim};
     case Role::kQNorm:
     case Role::kKNorm:
       return {head_dim};
@@ -113,6 +114,7 @@ std::vector<int64_t> ModelConfig::shape(Role role) const {
 bool ModelConfig::has(Role role) const {
   if (role == Role::kHead) return !tied_head;
   if (role == Role::kQNorm || role == Role::kKNorm) return qk_norm;
+  if (role == Role::kQBias || role == Role::kKBias || role == Role::kVBias) return qkv_bias;
   return true;
 }
 
@@ -192,6 +194,10 @@ ModelConfig llama_like_from_hf(const JsonFields& config, std::string_view archit
       raise(ErrorCode::kUnsupportedModel, "{}: {} = true is not supported yet", config.where(),
             bias);
     }
+  }
+  if (config.bool_or("use_sliding_window", false)) {
+    raise(ErrorCode::kUnsupportedModel, "{}: use_sliding_window = true is not supported",
+          config.where());
   }
   return model;
 }

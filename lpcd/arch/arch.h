@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -30,6 +31,9 @@ enum class Role : uint8_t {
   kK,
   kV,
   kO,
+  kQBias,
+  kKBias,
+  kVBias,
   kQNorm,
   kKNorm,
   kFfnNorm,
@@ -37,14 +41,30 @@ enum class Role : uint8_t {
   kUp,
   kDown,
 };
-constexpr int kRoleCount = 14;
+constexpr int kRoleCount = 17;
 
 /// The linear layers of a block in the order they are computed; what can be quantized.
 constexpr std::array<Role, 7> kLinearRoles = {Role::kQ,    Role::kK,  Role::kV,   Role::kO,
                                               Role::kGate, Role::kUp, Role::kDown};
 
 [[nodiscard]] constexpr bool is_block_role(Role role) { return role >= Role::kAttentionNorm; }
-/// "q_proj", "down_proj", "input_layernorm", ...
+[[nodiscard]] constexpr bool is_linear_role(Role role) {
+  return std::ranges::find(kLinearRoles, role) != kLinearRoles.end();
+}
+/// The bias that belongs to a linear layer, if any model has one there.
+[[nodiscard]] constexpr std::optional<Role> bias_of(Role linear) {
+  switch (linear) {
+    case Role::kQ:
+      return Role::kQBias;
+    case Role::kK:
+      return Role::kKBias;
+    case Role::kV:
+      return Role::kVBias;
+    default:
+      return std::nullopt;
+  }
+}
+/// "q_proj", "q_proj.bias", "down_proj", "input_layernorm", ...
 [[nodiscard]] std::string_view role_name(Role role);
 
 /// Hyper-parameters of a model, whatever file they came from.
@@ -64,8 +84,9 @@ struct ModelConfig {
   std::vector<float> rope_divisors;  ///< [d/2] of a GGUF file, or empty
   bool tied_head = false;            ///< the output projection is the embedding matrix
   bool qk_norm = false;              ///< RMS norm of each query and key head before RoPE
+  bool qkv_bias = false;             ///< q_proj, k_proj and v_proj add a bias
 
-  /// Shape [N, K] of a matrix, [D] or [d] of a norm.
+  /// Shape [N, K] of a matrix, [N] of its bias, [D] or [d] of a norm.
   [[nodiscard]] std::vector<int64_t> shape(Role role) const;
   /// True if a model of this configuration has a tensor of that role.
   [[nodiscard]] bool has(Role role) const;
@@ -114,6 +135,7 @@ class Architecture {
 // Shared by the families: fields that all Llama-like configurations spell alike.
 
 /// Sizes, norm epsilon, rope (both spellings: rope_theta + rope_scaling, and rope_parameters).
+/// Errors    as Architecture::from_hf, among them use_sliding_window = true.
 [[nodiscard]] ModelConfig llama_like_from_hf(const JsonFields& config,
                                              std::string_view architecture);
 [[nodiscard]] ModelConfig llama_like_from_gguf(const io::GgufFile& file,
@@ -121,6 +143,7 @@ class Architecture {
 
 // The registered families.
 const Architecture& llama_architecture();
+const Architecture& qwen2_architecture();
 const Architecture& qwen3_architecture();
 
 }  // namespace lpcd::arch

@@ -86,7 +86,7 @@ TEST(ModelConfig, EveryBadFieldIsNamed) {
     const char* part;
   };
   const std::vector<Row> rows = {
-      {"model_type", "gpt2", ErrorCode::kUnsupportedModel, "supported are: llama, qwen3"},
+      {"model_type", "gpt2", ErrorCode::kUnsupportedModel, "supported are: llama, qwen2, qwen3"},
       {"model_type", 5, ErrorCode::kBadFile, "model_type must be a string"},
       {"hidden_size", 0, ErrorCode::kBadFile, "hidden_size must be an integer from 1"},
       {"hidden_size", -64, ErrorCode::kBadFile, "hidden_size"},
@@ -188,6 +188,54 @@ TEST(Model, IdentityTellsModelsApart) {
   EXPECT_EQ(TinyModel{}.open().identity(), TinyModel{}.open().identity());
   EXPECT_NE(TinyModel{}.open().identity(), TinyModel{.seed = 2}.open().identity());
   EXPECT_NE(TinyModel{}.open().identity(), TinyModel{.dtype = DType::kBF16}.open().identity());
+}
+
+TEST(Qwen2, RefusesSlidingWindows) {
+  Json json = TinyModel{.architecture = "qwen2"}.config();
+  json["use_sliding_window"] = false;
+  json["sliding_window"] = 32768;  // published configurations carry it without using it
+  EXPECT_TRUE(parse(json).qkv_bias);
+  json["use_sliding_window"] = true;
+  expect_error([&] { (void)parse(json); }, ErrorCode::kUnsupportedModel,
+               "use_sliding_window = true is not supported");
+}
+
+TEST(Qwen2, NeedsEveryBiasInItsShape) {
+  const TinyModel tiny{.architecture = "qwen2"};
+  const auto open = [&](const std::vector<NamedTensor>& tensors) {
+    (void)Model::from_hf(std::make_shared<io::MemoryTensorSource>(tensors), tiny.config(), "dir");
+  };
+  auto tensors = tiny.tensors();
+  for (NamedTensor& t : tensors) {
+    if (t.info.name == "model.layers.1.self_attn.k_proj.bias") t.info.shape = {16, 2};
+  }
+  expect_error([&] { open(tensors); }, ErrorCode::kShapeMismatch,
+               "layers.1.self_attn.k_proj.bias is [16, 2], expected [32]");
+  std::erase_if(tensors, [](const NamedTensor& t) { return t.info.name.ends_with("k_proj.bias"); });
+  expect_error([&] { open(tensors); }, ErrorCode::kMissingTensor,
+               "2 tensors are missing: model.layers.0.self_attn.k_proj.bias");
+}
+
+TEST(Qwen2, IsLlamaWhereTheBiasesAreZeroAndOnlyThere) {
+  const TinyModel qwen{.architecture = "qwen2"};
+  auto tensors = qwen.tensors();
+  const Model with_biases = qwen.open();
+  for (NamedTensor& t : tensors) {
+    if (t.info.name.ends_with(".bias")) std::ranges::fill(t.data, std::byte{0});
+  }
+  const auto source = std::make_shared<io::MemoryTensorSource>(tensors);
+  const Model zero = Model::from_hf(source, qwen.config(), "dir");
+  const Model llama = Model::from_hf(source, TinyModel{}.config(), "dir");
+  EXPECT_EQ(zero.parameters(), llama.parameters() + 2 * (64 + 32 + 32));
+  Mat x(24, 64);
+  for (int64_t i = 0; i < x.size(); ++i) x.data()[i] = std::sin(static_cast<float>(i) * 0.37F);
+  const auto output = [&](const Model& model) {
+    Mat y = x.clone();
+    BlockForward(model.config(), 24).run(with_threads(1), model.read_block(1), y);
+    return y;
+  };
+  EXPECT_TRUE(same_bits(output(zero), output(llama)));
+  EXPECT_FALSE(same_bits(output(with_biases), output(llama)));
 }
 
 TEST(SequenceTiling, CutsDependOnTheLengthOnlyAndFitTogether) {

@@ -70,6 +70,16 @@ void BlockForward::ffn_norm(const RunContext& ctx, const BlockWeights& w, ConstV
   norm(ctx, w.vector(Role::kFfnNorm), h, m);
 }
 
+void BlockForward::project(const RunContext& ctx, const BlockWeights& w, Role role, ConstView input,
+                           FloatView y) const {
+  linalg::gemm_nt(ctx, 1.0F, input, w[role], 0.0F, y, tiling_.row_tile);
+  const std::optional<Role> bias = bias_of(role);
+  if (!bias || !config_.has(*bias)) return;
+  for_row_tiles(ctx, y.rows(), tiling_.row_tile, [&](int64_t r0, int64_t rows) {
+    nn::add_bias(w.vector(*bias), y.rows_range(r0, rows));
+  });
+}
+
 void BlockForward::attention(const RunContext& ctx, const BlockWeights& w, ConstView a,
                              FloatView z) const {
   const int64_t length = tiling_.seq_len;
@@ -78,9 +88,9 @@ void BlockForward::attention(const RunContext& ctx, const BlockWeights& w, Const
   Mat q = Mat::uninitialized(a.rows(), config_.heads * d);
   Mat k = Mat::uninitialized(a.rows(), config_.kv_heads * d);
   Mat v = Mat::uninitialized(a.rows(), config_.kv_heads * d);
-  linalg::gemm_nt(ctx, 1.0F, a, w[Role::kQ], 0.0F, q, tiling_.row_tile);
-  linalg::gemm_nt(ctx, 1.0F, a, w[Role::kK], 0.0F, k, tiling_.row_tile);
-  linalg::gemm_nt(ctx, 1.0F, a, w[Role::kV], 0.0F, v, tiling_.row_tile);
+  project(ctx, w, Role::kQ, a, q);
+  project(ctx, w, Role::kK, a, k);
+  project(ctx, w, Role::kV, a, v);
 
   const auto rotate = [&](Mat& x, Role norm_role, int64_t sequence) {
     const FloatView rows = x.view().rows_range(sequence * length, length);

@@ -34,6 +34,9 @@ class BlockForward {
   /// z = causal attention of q, k, v, which are projections of a.   a [t, D], z [t, Hq d].
   /// Memory    t * (Hq + 2 Hkv) d floats, and 64 * L per thread.
   void attention(const RunContext& ctx, const BlockWeights& w, ConstView a, FloatView z) const;
+  /// y = input W^T + b, with the bias that the model has there, if any.   input [t, K], y [t, N].
+  void project(const RunContext& ctx, const BlockWeights& w, Role role, ConstView input,
+               FloatView y) const;
   /// x += z Wo^T (or u Wdown^T).   x [t, D].
   void add_projection(const RunContext& ctx, ConstView input, ConstView weight, FloatView x) const;
   /// m = feed-forward norm of h.   h, m [t, D].

@@ -80,9 +80,14 @@ void Decoder::run_block(const RunContext& ctx, const BlockWeights& w, int64_t bl
   Mat& values = values_[static_cast<size_t>(block)];
 
   nn::rms_norm(x_, w.vector(Role::kAttentionNorm), c.rms_eps, normed_);
-  project(ctx, normed_, w[Role::kQ], q_);
-  project(ctx, normed_, w[Role::kK], k_);
-  project(ctx, normed_, w[Role::kV], v_);
+  const auto project_biased = [&](Role role, const FloatView& out) {
+    project(ctx, normed_, w[role], out);
+    const std::optional<Role> bias = bias_of(role);
+    if (bias && c.has(*bias)) nn::add_bias(w.vector(*bias), out);
+  };
+  project_biased(Role::kQ, q_);
+  project_biased(Role::kK, k_);
+  project_biased(Role::kV, v_);
   const auto rotate = [&](const FloatView& row, Role norm) {
     if (c.qk_norm) {
       for (int64_t h = 0; h < row.cols(); h += d) {

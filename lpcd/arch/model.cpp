@@ -62,7 +62,11 @@ Json make_hf_config(const Architecture& architecture, const ModelConfig& config,
   json["rms_norm_eps"] = std::stod(fmt::format("{}", config.rms_eps));
   json["rope_theta"] = config.rope_theta;
   json["hidden_act"] = "silu";
-  json["attention_bias"] = false;
+  if (config.qkv_bias) {
+    json["use_sliding_window"] = false;  // the biases are a matter of course in such a family
+  } else {
+    json["attention_bias"] = false;
+  }
   json["tie_word_embeddings"] = config.tied_head;
   json["torch_dtype"] = "float32";
   nn::RopeScaling scaling = config.rope_scaling;

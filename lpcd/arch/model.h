@@ -17,7 +17,7 @@ struct BlockWeights {
 
   Mat& operator[](Role role) { return tensors[static_cast<size_t>(role)]; }
   const Mat& operator[](Role role) const { return tensors[static_cast<size_t>(role)]; }
-  /// A norm's weights as a vector.
+  /// A norm's weights or a layer's bias as a vector.
   [[nodiscard]] std::span<const float> vector(Role role) const {
     const Mat& m = (*this)[role];
     return {m.data(), static_cast<size_t>(m.size())};

@@ -1,5 +1,4 @@
 #include "lpcd/arch/arch.h"
-#include "lpcd/base/raise.h"
 
 // Qwen3 (dense): as Llama, with an RMS norm of every query and key head before the rotation, and a
 // head dimension that is independent of the hidden size.
@@ -32,10 +31,6 @@ class Qwen3 final : public Architecture {
     ModelConfig model = llama_like_from_hf(config, name());
     model.qk_norm = true;
     if (!config.has("head_dim")) model.head_dim = 128;  // the reference's default
-    if (config.bool_or("use_sliding_window", false)) {
-      raise(ErrorCode::kUnsupportedModel, "{}: use_sliding_window = true is not supported",
-            config.where());
-    }
     return model;
   }
   ModelConfig from_gguf(const io::GgufFile& file) const override {

@@ -9,8 +9,8 @@ namespace lpcd::arch {
 
 std::span<const Architecture* const> architectures() {
   // The one list to extend.
-  static const std::array<const Architecture*, 2> kAll = {&llama_architecture(),
-                                                          &qwen3_architecture()};
+  static const std::array<const Architecture*, 3> kAll = {
+      &llama_architecture(), &qwen2_architecture(), &qwen3_architecture()};
   return kAll;
 }
 

@@ -81,7 +81,7 @@ std::vector<io::TensorProducer> list_tensors(const DirectoryContents& contents,
   for (const arch::RoleNames& names : model.architecture().names()) {
     const Role role = names.role;
     if (!model.config().has(role)) continue;
-    const bool linear = std::ranges::find(arch::kLinearRoles, role) != arch::kLinearRoles.end();
+    const bool linear = arch::is_linear_role(role);
     const int64_t count = arch::is_block_role(role) ? model.config().blocks : 1;
     for (int64_t block = 0; block < count; ++block) {
       const std::string name = model.name(role, block);

@@ -151,8 +151,9 @@ QuantizedLayers BlockRunner::run(int64_t block, arch::BlockWeights original, Str
   record_ = &record;
   record.block = block;
   layers_.clear();
-  for (const Role role : {Role::kAttentionNorm, Role::kFfnNorm, Role::kQNorm, Role::kKNorm}) {
-    quantized_[role] = original_[role].clone();
+  for (size_t i = 0; i < arch::kRoleCount; ++i) {  // norms and biases stay as they are
+    const auto role = static_cast<Role>(i);
+    if (!arch::is_linear_role(role)) quantized_[role] = original_[role].clone();
   }
   if (plan_.quantized_stream && attention_out_.empty()) {
     attention_out_ = calib::ActivationStore(plan_.tokens(), config_.heads * config_.head_dim,

@@ -138,7 +138,7 @@ with tempfile.TemporaryDirectory() as folder:
     model = fresh()
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
-    refused("unsupported model", model, INPUT, "mamba", "llama", "qwen3")
+    refused("unsupported model", model, INPUT, "mamba", "llama", "qwen2", "qwen3")
     model = fresh(vocab=200)
     refused("vocabulary larger than the embedding", model, INPUT, "256 tokens", "200")
 

@@ -67,7 +67,8 @@ TEST_F(QuantizeTest, WritesWhatItComputedForEveryFamilyAndMethod) {
                                         {"qep", Method::kGptq, true, "none"},
                                         {"residual", Method::kGptq, true, "residual"},
                                         {"rtn-residual", Method::kRtn, true, "residual"}};
-  for (const std::string architecture : {"llama", "qwen3"}) {
+  for (const arch::Architecture* family : arch::architectures()) {
+    const std::string architecture(family->name());
     const std::string model = dir_ / architecture;
     TinyModel{.architecture = architecture, .tied = false, .dtype = DType::kBF16}.write(model);
     for (const Method_& m : methods) {
@@ -83,7 +84,21 @@ TEST_F(QuantizeTest, WritesWhatItComputedForEveryFamilyAndMethod) {
       const arch::Model gptq = bundle::open_model(result.outputs[0]);
       const arch::Model dense = bundle::open_model(result.outputs[1]);
       const pipeline::Journal journal(o.out);
+      const arch::Model original = bundle::open_model(model);
+      EXPECT_EQ(gptq.parameters(), original.parameters());
       for (int64_t b = 0; b < 2; ++b) {
+        for (const arch::RoleNames& names : family->names()) {  // norms and biases are kept
+          const arch::Role role = names.role;
+          if (!arch::is_block_role(role) || arch::is_linear_role(role)) continue;
+          const Mat expected = original.read(role, b);
+          const Mat from_gptq = gptq.read(role, b);
+          const Mat from_dense = dense.read(role, b);
+          ASSERT_EQ(from_gptq.size(), expected.size());
+          for (int64_t i = 0; i < expected.size(); ++i) {
+            ASSERT_EQ(from_gptq.data()[i], expected.data()[i]);
+            ASSERT_EQ(from_dense.data()[i], expected.data()[i]);
+          }
+        }
         for (const auto& [role, q] : journal.read_block(b)) {
           const Mat expected = q.decode();
           const Mat from_gptq = gptq.read(role, b);

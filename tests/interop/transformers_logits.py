@@ -38,6 +38,43 @@ def compare(work, name, path, length=64, sequences=3, bound=1e-4):
     return model
 
 
+def make_qwen2(path):
+    """A random checkpoint with biases, as transformers writes it."""
+    torch.manual_seed(3)
+    config = transformers.Qwen2Config(
+        vocab_size=200, hidden_size=96, intermediate_size=160, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-6, tie_word_embeddings=False,
+        initializer_range=0.1)  # fmt: skip
+    model = transformers.Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if name.endswith(".bias"):
+                values.normal_(0, 0.5)
+    model.save_pretrained(path)
+
+
+def write_gguf(gguf, path, out):
+    """The checkpoint as GGUF, without a tokenizer, its rows in the order they have."""
+    from safetensors.numpy import load_file
+
+    config = json.loads((path / "config.json").read_text())
+    writer = gguf.GGUFWriter(out, "qwen2")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config["num_hidden_layers"])
+    for name, values in load_file(path / "model.safetensors").items():
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def window_loss(model, ids):
     with torch.no_grad():
         logits = model(ids).logits
@@ -48,11 +85,23 @@ def window_loss(model, ids):
 
 with tempfile.TemporaryDirectory() as folder:
     work = pathlib.Path(folder)
-    for architecture in ("llama", "qwen3"):
+    for architecture in ("llama", "qwen2", "qwen3"):
         for tied in (0, 1):
             path = work / f"{architecture}{tied}"
             run(TOOL, "tiny", path, architecture, f"tied={tied}", "bf16=1", "head_dim=32", "hidden=96")
             compare(work, path.name, path)
+    make_qwen2(work / "qwen2-made")
+    compare(work, "qwen2 made by transformers", work / "qwen2-made")
+    try:
+        import gguf
+    except ImportError:
+        print("no gguf package: names of qwen2 in GGUF files are not checked")
+    else:
+        write_gguf(gguf, work / "qwen2-made", work / "qwen2.gguf")
+        logits = (work / "logits.bin").read_bytes()
+        run(TOOL, "logits", work / "qwen2.gguf", work / "ids.bin", 64, work / "logits.bin")
+        check(logits == (work / "logits.bin").read_bytes(), "qwen2: the GGUF file gives other logits")
+
     for name, path in shared_models().items():
         compare(work, name, path)
 

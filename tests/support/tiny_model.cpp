@@ -55,13 +55,15 @@ std::vector<NamedTensor> TinyModel::tensors() const {
   for (const arch::RoleNames& names : family.names()) {
     if (!model.has(names.role)) continue;
     const auto shape = model.shape(names.role);
-    // Matrices keep the size of what they read; norms are near 1; embeddings are of size 1.
+    // Matrices keep the size of what they read; norms are near 1; biases and embeddings are of
+    // size 1/2.
     const bool matrix = shape.size() == 2;
     const bool embedding = names.role == arch::Role::kEmbedding;
-    const float spread = embedding ? 0.5F
-                         : matrix  ? 1.0F / std::sqrt(static_cast<float>(shape[1]))
-                                   : 0.1F;
-    std::normal_distribution<float> normal(matrix ? 0.0F : 1.0F, spread);
+    const bool bias = names.hf.ends_with(".bias");
+    const float spread = embedding || bias ? 0.5F
+                         : matrix          ? 1.0F / std::sqrt(static_cast<float>(shape[1]))
+                                           : 0.1F;
+    std::normal_distribution<float> normal(matrix || bias ? 0.0F : 1.0F, spread);
     const int64_t count = arch::is_block_role(names.role) ? model.blocks : 1;
     for (int64_t block = 0; block < count; ++block) {
       NamedTensor t;
