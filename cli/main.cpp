@@ -89,11 +89,16 @@ int run(int argc, char** argv) {
   }
   const std::string& word = environment.arguments[0];
   std::vector<std::string> names;
-  for (const auto& command : commands) names.push_back(command->app()->get_name());
+  const bool flag = word.starts_with("-");
+  if (flag) {
+    names = {"--help", "--version"};
+  } else {
+    for (const auto& command : commands) names.push_back(command->app()->get_name());
+  }
   const std::vector<std::string_view> views(names.begin(), names.end());
   throw Error(ErrorCode::kBadOption,
-              fmt::format("unknown command \"{}\", did you mean \"{}\"? See lpcd --help", word,
-                          nearest(word, views)));
+              fmt::format("unknown {} \"{}\", did you mean \"{}\"? See lpcd --help",
+                          flag ? "option" : "command", word, nearest(word, views)));
 }
 
 }  // namespace
