@@ -265,6 +265,11 @@ class QuantizeJob {
       text += fmt::format("{}: {}, {}\n", outputs[i], options_.formats[i],
                           format_bytes(record["outputs"][i]["weight_bytes"].get<uint64_t>()));
     }
+    for (const Json& source : record.value("calibration", Json::array())) {
+      text +=
+          fmt::format("calibrated on {} of {} tokens from {}\n", source["tokens"].get<int64_t>(),
+                      source["available"].get<int64_t>(), source["source"].get<std::string>());
+    }
     text += fmt::format(
         "{:.3f} bits per quantized weight; {}, {:.0f} % of the GEMM rate, peak memory {}\n",
         bits_per_weight(), format_duration(cost["total_seconds"].get<double>()),
