@@ -26,14 +26,14 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def run(command, log):
-    """Seconds and peak bytes of one command."""
+    """Elapsed seconds, processor seconds and peak bytes of one command."""
     start = time.monotonic()
     with open(log, "w") as out:
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(child.pid, 0)
     if os.waitstatus_to_exitcode(status) != 0:
         sys.exit(f"failed: {' '.join(command)}\n{open(log).read()[-2000:]}")
-    return time.monotonic() - start, usage.ru_maxrss * 1024
+    return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def onecomp_worker(model, ids_file, bits, group, out):
@@ -108,10 +108,11 @@ def main():
     cost = json.load(open(os.path.join(join("lpcd"), "record.json")))["cost"]
     print(f"{args.model}: {args.bits} bits, group {args.group}, {args.samples} x {args.seq_len} tokens, "
           f"GPTQ + QEP + residual, fp32, {os.cpu_count()} processors")
-    print(f"{'':10}{'seconds':>10}{'peak memory':>16}")
-    for name, (seconds, peak) in (("onecomp", theirs), ("lpcd", ours)):
-        print(f"{name:10}{seconds:10.1f}{peak / 2**20:12.0f} MiB")
-    print(f"{'ratio':10}{theirs[0] / ours[0]:10.2f}{theirs[1] / ours[1]:12.2f}")
+    print(f"{'':10}{'seconds':>12}{'of processors':>16}{'peak memory':>16}")
+    for name, (seconds, processor, peak) in (("onecomp", theirs), ("lpcd", ours)):
+        print(f"{name:10}{seconds:12.1f}{processor:16.1f}{peak / 2**20:12.0f} MiB")
+    ratios = [other / own for other, own in zip(theirs, ours)]
+    print(f"{'ratio':10}{ratios[0]:12.2f}{ratios[1]:16.2f}{ratios[2]:12.2f}")
     print(f"lpcd: {100 * cost['share_of_gemm_rate']:.0f} % of the measured GEMM rate of "
           f"{cost['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s over the whole run")
     if not args.keep:
