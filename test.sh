@@ -24,7 +24,7 @@ run_build() {  # PRESET CTEST_OPTIONS...
   local preset=$1
   shift
   echo "== $preset: build"
-  cmake --preset "$preset" -DLPCD_TEST_PYTHON="$python" -DLPCD_WERROR=ON >/dev/null
+  cmake --preset "$preset" -DLPCD_BUILD_TESTS=ON -DLPCD_TEST_PYTHON="$python" -DLPCD_WERROR=ON >/dev/null
   cmake --build --preset "$preset" -j "$jobs"
   echo "== $preset: tests"
   ctest --preset "$preset" -j "$jobs" "$@"
