@@ -23,6 +23,7 @@ double seconds_since(Clock::time_point start) {
 }
 
 constexpr int kRecordSchema = 1;
+constexpr uint64_t kMaxRecordBytes = 1ULL << 32;  // far above what the largest model writes
 
 // One call of quantize(), in the order of the work.
 class QuantizeJob {
@@ -54,12 +55,17 @@ class QuantizeJob {
     start_ = Clock::now();
     const calib::Dataset data = calibration(resumed);
     open_journal(resumed, data);
-    calibrated_ = seconds_since(start_);
+    if (is_finished()) {
+      result.outputs = output_directories();
+      result.record_json = io::read_text_file(record_path(), kMaxRecordBytes);
+      result.summary = summarize(result.outputs);
+      return result;
+    }
     pipeline::run_plan(ctx_, model_, plan_, data, journal_);
     quantized_ = seconds_since(start_);
     write_outputs(result);
     result.record_json = dump_json(make_record(data, result.outputs), 1) + "\n";
-    io::write_file(options_.out + "/record.json", result.record_json);
+    io::write_file(record_path(), result.record_json);
     finish_journal(result.outputs);
     result.summary = summarize(result.outputs);
     return result;
@@ -78,6 +84,44 @@ class QuantizeJob {
       options_.samples = ids.sequences();
       options_.seq_len = ids.seq_len;
     }
+  }
+
+  [[nodiscard]] std::string record_path() const { return options_.out + "/record.json"; }
+
+  [[nodiscard]] std::vector<std::string> output_directories() const {
+    std::vector<std::string> directories;
+    for (const auto& format : formats_) {
+      directories.push_back(api::output_directory(options_.out, *format, formats_.size()));
+    }
+    return directories;
+  }
+
+  static uint64_t weight_bytes(const std::string& directory) {
+    uint64_t bytes = 0;
+    for (const auto& entry : fs::directory_iterator(directory)) {
+      if (entry.path().extension() == ".safetensors") bytes += entry.file_size();
+    }
+    return bytes;
+  }
+
+  // True if all that this run would write is there, as a finished run left it: its record tells
+  // what the work cost, and must not be replaced by what finding it done costs.
+  [[nodiscard]] bool is_finished() const {
+    if (!journal_.read_run().value("finished", false) || !fs::exists(record_path())) return false;
+    const Json record = read_record();
+    if (record.at("formats") != Json(options_.formats)) return false;
+    const std::vector<std::string> directories = output_directories();
+    for (size_t i = 0; i < directories.size(); ++i) {
+      if (!fs::exists(directories[i] + "/config.json") ||
+          weight_bytes(directories[i]) != record.at("outputs").at(i).at("weight_bytes")) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  [[nodiscard]] Json read_record() const {
+    return parse_json(io::read_text_file(record_path(), kMaxRecordBytes), "record.json");
   }
 
   // True if there is a run to go on with. Called under the lock.
@@ -149,8 +193,10 @@ class QuantizeJob {
     const Json current = fingerprint(data);
     const linalg::BlasInfo blas = linalg::blas_info();
     const std::string arithmetic = blas.library + " " + blas.core;
+    calibrated_ = seconds_since(start_);
     if (resumed) {
       const Json run = journal_.read_run();
+      calibrated_ = run.value("calibration_seconds", calibrated_);
       pipeline::check_same_fingerprint(run.at("fingerprint"), current);
       const std::string before = run.value("arithmetic", "");
       if (before != arithmetic) {
@@ -168,6 +214,7 @@ class QuantizeJob {
                      {"model", fs::absolute(options_.model).string()},
                      {"fingerprint", current},
                      {"arithmetic", arithmetic},
+                     {"calibration_seconds", calibrated_},
                      {"blocks", plan_.blocks},
                      {"finished", false}});
   }
@@ -178,11 +225,10 @@ class QuantizeJob {
                        {"qep", options_.qep},
                        {"lpcd", options_.lpcd},
                        {"damp_percent", options_.percdamp}};
-    for (const auto& format : formats_) {
-      const std::string directory = api::output_directory(options_.out, *format, formats_.size());
-      api::write_output(ctx_, model_, tokenizer_ ? &*tokenizer_ : nullptr, journal_, *format, meta,
-                        max_shard_bytes_, directory);
-      result.outputs.push_back(directory);
+    result.outputs = output_directories();
+    for (size_t i = 0; i < formats_.size(); ++i) {
+      api::write_output(ctx_, model_, tokenizer_ ? &*tokenizer_ : nullptr, journal_, *formats_[i],
+                        meta, max_shard_bytes_, result.outputs[i]);
     }
     written_ = seconds_since(start_);
   }
@@ -247,18 +293,13 @@ class QuantizeJob {
                       {"share_of_gemm_rate", total > 0 ? flops / total / rate_ : 0.0},
                       {"peak_memory_bytes", api::peak_memory()}};
     for (const std::string& directory : outputs) {
-      uint64_t bytes = 0;
-      for (const auto& entry : fs::directory_iterator(directory)) {
-        if (entry.path().extension() == ".safetensors") bytes += entry.file_size();
-      }
-      record["outputs"].push_back({{"path", directory}, {"weight_bytes", bytes}});
+      record["outputs"].push_back({{"path", directory}, {"weight_bytes", weight_bytes(directory)}});
     }
     return record;
   }
 
   std::string summarize(const std::vector<std::string>& outputs) {
-    const Json record =
-        parse_json(io::read_text_file(options_.out + "/record.json", 1ULL << 32), "record.json");
+    const Json record = read_record();
     const Json& cost = record.at("cost");
     std::string text;
     for (size_t i = 0; i < outputs.size(); ++i) {

@@ -206,6 +206,18 @@ TEST_F(QuantizeTest, ResumesToTheSameBytesWhereverItWasStopped) {
   }
 }
 
+// The record of a finished run tells what the work cost, not what finding it done costs.
+TEST_F(QuantizeTest, ResumingAFinishedRunLeavesItsRecordAndMakesWhatIsMissing) {
+  QuantizeOptions o = options("done");
+  const std::string record = quantize(o, ctx_).record_json;
+  const std::string expected = weights("done");
+  o.resume = true;
+  EXPECT_EQ(quantize(o, ctx_).record_json, record);
+  std::filesystem::remove(o.out + "/model.safetensors");
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("done"), expected);
+}
+
 TEST_F(QuantizeTest, RefusesToResumeWithOtherOptionsAndNamesThem) {
   std::atomic<bool> cancel{false};
   RunContext ctx;
