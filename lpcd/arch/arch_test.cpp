@@ -267,6 +267,38 @@ TEST(BlockForward, DoesNotDependOnThreadsOrOnChunks) {
   }
 }
 
+// Sequences of different lengths, and continuations that share a prefix, side by side: each gives
+// what it gives alone.
+TEST(BlockForward, MixedLengthsGiveWhatEachSequenceGivesAlone) {
+  const std::vector<SequenceRows> batch = {
+      {.row = 0, .rows = 7},
+      {.row = 7, .rows = 70},
+      {.row = 77, .rows = 3, .prefix_row = 7, .prefix_rows = 70},
+      {.row = 80, .rows = 1, .prefix_row = 7, .prefix_rows = 70},
+      {.row = 81, .rows = 1}};
+  for (const std::string& name : all_architectures()) {
+    const Model model = TinyModel{.architecture = name}.open();
+    const BlockWeights w = model.read_block(0);
+    Mat x(82, 64);
+    for (int64_t i = 0; i < x.size(); ++i) x.data()[i] = std::sin(static_cast<float>(i) * 0.37F);
+    Mat mixed = x.clone();
+    BlockForward::for_mixed_lengths(model.config(), 73).run_mixed(with_threads(2), w, batch, mixed);
+    for (const SequenceRows& s : batch) {
+      const int64_t length = s.prefix_rows + s.rows;
+      Mat alone(length, 64);
+      copy(ConstView(x).rows_range(s.prefix_row, s.prefix_rows),
+           alone.view().rows_range(0, s.prefix_rows));
+      copy(ConstView(x).rows_range(s.row, s.rows), alone.view().rows_range(s.prefix_rows, s.rows));
+      BlockForward(model.config(), length).run(with_threads(1), w, alone);
+      for (int64_t r = 0; r < s.rows; ++r) {
+        for (int64_t c = 0; c < 64; ++c) {
+          ASSERT_NEAR(mixed(s.row + r, c), alone(s.prefix_rows + r, c), 1e-5) << name;
+        }
+      }
+    }
+  }
+}
+
 // The cached, token by token path must give the logits of the path over whole sequences.
 TEST(Decoder, AgreesWithTheForwardPassOverTheSequence) {
   constexpr int64_t kLength = 20;

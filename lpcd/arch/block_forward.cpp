@@ -47,11 +47,20 @@ SequenceTiling SequenceTiling::for_length(int64_t seq_len) {
 }
 
 BlockForward::BlockForward(const ModelConfig& config, int64_t seq_len)
+    : BlockForward(config, SequenceTiling::for_length(seq_len), seq_len) {}
+
+BlockForward::BlockForward(const ModelConfig& config, const SequenceTiling& tiling,
+                           int64_t positions)
     : config_(config),
-      tiling_(SequenceTiling::for_length(seq_len)),
+      tiling_(tiling),
       rope_(nn::make_rope_table(nn::rope_frequencies(config.head_dim, config.rope_theta,
                                                      config.rope_scaling, config.rope_divisors),
-                                seq_len)) {}
+                                positions)) {}
+
+BlockForward BlockForward::for_mixed_lengths(const ModelConfig& config, int64_t longest) {
+  // Tiles need no whole sequences: all but attention works row by row.
+  return {config, SequenceTiling::for_length(1), longest};
+}
 
 void BlockForward::norm(const RunContext& ctx, std::span<const float> weight, ConstView x,
                         FloatView out) const {
@@ -80,11 +89,23 @@ void BlockForward::project(const RunContext& ctx, const BlockWeights& w, Role ro
   });
 }
 
+std::vector<SequenceRows> BlockForward::equal_sequences(int64_t rows) const {
+  const int64_t length = tiling_.seq_len;
+  LPCD_CHECK(rows % length == 0);
+  std::vector<SequenceRows> sequences;
+  for (int64_t row = 0; row < rows; row += length) sequences.push_back({row, length});
+  return sequences;
+}
+
 void BlockForward::attention(const RunContext& ctx, const BlockWeights& w, ConstView a,
                              FloatView z) const {
-  const int64_t length = tiling_.seq_len;
+  attend(ctx, w, equal_sequences(a.rows()), a, z);
+}
+
+void BlockForward::attend(const RunContext& ctx, const BlockWeights& w,
+                          std::span<const SequenceRows> sequences, ConstView a, FloatView z) const {
   const int64_t d = config_.head_dim;
-  LPCD_CHECK(a.rows() % length == 0 && z.rows() == a.rows());
+  LPCD_CHECK(z.rows() == a.rows());
   Mat q = Mat::uninitialized(a.rows(), config_.heads * d);
   Mat k = Mat::uninitialized(a.rows(), config_.kv_heads * d);
   Mat v = Mat::uninitialized(a.rows(), config_.kv_heads * d);
@@ -92,35 +113,47 @@ void BlockForward::attention(const RunContext& ctx, const BlockWeights& w, Const
   project(ctx, w, Role::kK, a, k);
   project(ctx, w, Role::kV, a, v);
 
-  const auto rotate = [&](Mat& x, Role norm_role, int64_t sequence) {
-    const FloatView rows = x.view().rows_range(sequence * length, length);
+  const auto rotate = [&](Mat& x, Role norm_role, const SequenceRows& sequence) {
+    const FloatView rows = x.view().rows_range(sequence.row, sequence.rows);
     if (config_.qk_norm) {
       for (int64_t c = 0; c < x.cols(); c += d) {
         const FloatView head = rows.cols_range(c, d);
         nn::rms_norm(head, w.vector(norm_role), config_.rms_eps, head);
       }
     }
-    nn::apply_rope(rope_, 0, d, rows);
+    nn::apply_rope(rope_, sequence.prefix_rows, d, rows);
   };
-  const int64_t sequences = a.rows() / length;
-  linalg::parallel_for(ctx, 2 * sequences, [&](int64_t task) {
+  const auto count = static_cast<int64_t>(sequences.size());
+  linalg::parallel_for(ctx, 2 * count, [&](int64_t task) {
+    const SequenceRows& sequence = sequences[static_cast<size_t>(task / 2)];
     if (task % 2 == 0) {
-      rotate(q, Role::kQNorm, task / 2);
+      rotate(q, Role::kQNorm, sequence);
     } else {
-      rotate(k, Role::kKNorm, task / 2);
+      rotate(k, Role::kKNorm, sequence);
     }
   });
 
   const int64_t group = config_.heads / config_.kv_heads;
-  linalg::parallel_for(ctx, sequences * config_.kv_heads, [&](int64_t task) {
-    const int64_t r0 = task / config_.kv_heads * length;
+  linalg::parallel_for(ctx, count * config_.kv_heads, [&](int64_t task) {
+    const SequenceRows& s = sequences[static_cast<size_t>(task / config_.kv_heads)];
     const int64_t kv = task % config_.kv_heads;
-    const ConstView keys = ConstView(k).rows_range(r0, length).cols_range(kv * d, d);
-    const ConstView values = ConstView(v).rows_range(r0, length).cols_range(kv * d, d);
+    Mat joined_keys;
+    Mat joined_values;
+    const auto seen = [&](const Mat& x, Mat& joined) -> ConstView {
+      const ConstView head = ConstView(x).cols_range(kv * d, d);
+      if (s.prefix_rows == 0) return head.rows_range(s.row, s.rows);
+      joined = Mat::uninitialized(s.prefix_rows + s.rows, d);
+      copy(head.rows_range(s.prefix_row, s.prefix_rows),
+           joined.view().rows_range(0, s.prefix_rows));
+      copy(head.rows_range(s.row, s.rows), joined.view().rows_range(s.prefix_rows, s.rows));
+      return joined;
+    };
+    const ConstView keys = seen(k, joined_keys);
+    const ConstView values = seen(v, joined_values);
     nn::AttentionScratch scratch;
     for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
-      nn::causal_attention(ConstView(q).rows_range(r0, length).cols_range(head * d, d), keys,
-                           values, z.rows_range(r0, length).cols_range(head * d, d), scratch);
+      nn::causal_attention(ConstView(q).rows_range(s.row, s.rows).cols_range(head * d, d), keys,
+                           values, z.rows_range(s.row, s.rows).cols_range(head * d, d), scratch);
     }
   });
 }
@@ -149,15 +182,28 @@ void BlockForward::run(const RunContext& ctx, const BlockWeights& w, FloatView x
   for (int64_t r0 = 0; r0 < x.rows(); r0 += tiling_.chunk_rows) {
     ctx.throw_if_cancelled();
     const int64_t n = std::min(tiling_.chunk_rows, x.rows() - r0);
-    const FloatView chunk = x.rows_range(r0, n);
-    const FloatView normed_chunk = normed.view().rows_range(0, n);
-    attention_norm(ctx, w, chunk, normed_chunk);
-    attention(ctx, w, normed_chunk, z.view().rows_range(0, n));
-    add_projection(ctx, z.view().rows_range(0, n), w[Role::kO], chunk);
-    ffn_norm(ctx, w, chunk, normed_chunk);
-    ffn_activation(ctx, w, normed_chunk, u.view().rows_range(0, n));
-    add_projection(ctx, u.view().rows_range(0, n), w[Role::kDown], chunk);
+    run_chunk(ctx, w, equal_sequences(n), normed.view().rows_range(0, n), z.view().rows_range(0, n),
+              u.view().rows_range(0, n), x.rows_range(r0, n));
   }
+}
+
+void BlockForward::run_mixed(const RunContext& ctx, const BlockWeights& w,
+                             std::span<const SequenceRows> sequences, FloatView x) const {
+  Mat normed = Mat::uninitialized(x.rows(), config_.hidden);
+  Mat z = Mat::uninitialized(x.rows(), config_.heads * config_.head_dim);
+  Mat u = Mat::uninitialized(x.rows(), config_.ffn);
+  run_chunk(ctx, w, sequences, normed, z, u, x);
+}
+
+void BlockForward::run_chunk(const RunContext& ctx, const BlockWeights& w,
+                             std::span<const SequenceRows> sequences, FloatView normed, FloatView z,
+                             FloatView u, FloatView x) const {
+  attention_norm(ctx, w, x, normed);
+  attend(ctx, w, sequences, normed, z);
+  add_projection(ctx, z, w[Role::kO], x);
+  ffn_norm(ctx, w, x, normed);
+  ffn_activation(ctx, w, normed, u);
+  add_projection(ctx, u, w[Role::kDown], x);
 }
 
 double BlockForward::projection_flops(Role role) const {

@@ -19,6 +19,16 @@ struct SequenceTiling {
   static SequenceTiling for_length(int64_t seq_len);
 };
 
+/// Rows of one sequence among the rows of a batch, or of a continuation of one: its row i stands at
+/// position prefix_rows + i and sees the prefix, then the rows up to itself. Several continuations
+/// may share a prefix, which is itself a sequence of the batch.
+struct SequenceRows {
+  int64_t row = 0;
+  int64_t rows = 0;
+  int64_t prefix_row = 0;
+  int64_t prefix_rows = 0;
+};
+
 /// The forward pass of one block in stages, on [t, D] rows that are whole sequences.
 ///
 /// Each stage is a function of its inputs and of the weights it names, so that the pipeline can
@@ -26,6 +36,9 @@ struct SequenceTiling {
 class BlockForward {
  public:
   BlockForward(const ModelConfig& config, int64_t seq_len);
+  /// For sequences of different lengths, up to `longest`: see run_mixed. The last bits of a
+  /// sequence may depend on which others share the batch, nothing else does.
+  static BlockForward for_mixed_lengths(const ModelConfig& config, int64_t longest);
 
   [[nodiscard]] const SequenceTiling& tiling() const { return tiling_; }
 
@@ -47,6 +60,10 @@ class BlockForward {
   /// All stages: x becomes the block's output.   x [t, D].
   /// Memory    temporaries of chunk_rows rows.
   void run(const RunContext& ctx, const BlockWeights& w, FloatView x) const;
+  /// The same for sequences of different lengths, which together are the rows of x.   x [t, D].
+  /// Memory    temporaries of t rows.
+  void run_mixed(const RunContext& ctx, const BlockWeights& w,
+                 std::span<const SequenceRows> sequences, FloatView x) const;
 
   /// FLOPs of the stages per token (multiplications and additions, causal attention counted once).
   [[nodiscard]] double attention_flops() const;
@@ -54,6 +71,13 @@ class BlockForward {
   [[nodiscard]] double ffn_activation_flops() const;
 
  private:
+  BlockForward(const ModelConfig& config, const SequenceTiling& tiling, int64_t positions);
+  [[nodiscard]] std::vector<SequenceRows> equal_sequences(int64_t rows) const;
+  void attend(const RunContext& ctx, const BlockWeights& w, std::span<const SequenceRows> sequences,
+              ConstView a, FloatView z) const;
+  void run_chunk(const RunContext& ctx, const BlockWeights& w,
+                 std::span<const SequenceRows> sequences, FloatView normed, FloatView z,
+                 FloatView u, FloatView x) const;
   void norm(const RunContext& ctx, std::span<const float> weight, ConstView x, FloatView out) const;
 
   const ModelConfig& config_;
