@@ -25,7 +25,7 @@ ALLOWED = {
     "calib": ["base", "tensor", "linalg", "io", "text", "nn", "arch"],
     "submodules": ["base", "tensor", "linalg", "nn", "arch", "calib", "format", "solve", "report"],
     "bundle": ["base", "tensor", "io", "text", "format", "arch"],
-    "eval": ["base", "tensor", "linalg", "io", "nn", "arch", "calib", "report"],
+    "eval": ["base", "tensor", "linalg", "io", "text", "nn", "arch", "calib", "report"],
     "pipeline": ["base", "tensor", "linalg", "io", "nn", "arch", "calib", "submodules", "solve",
                  "format", "report"],
     "api": ["base", "tensor", "linalg", "io", "text", "format", "arch", "calib", "bundle", "eval",

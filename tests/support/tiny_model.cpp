@@ -1,5 +1,6 @@
 #include "tests/support/tiny_model.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <random>
@@ -24,6 +25,47 @@ std::string byte_symbol(int byte) {
   }
   if (code < 128) return {static_cast<char>(code)};
   return {static_cast<char>(0xC0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3F))};
+}
+
+void write_model(const std::string& directory, const Json& config,
+                 std::vector<NamedTensor> tensors) {
+  io::make_directories(directory);
+  std::vector<io::TensorProducer> producers;
+  for (NamedTensor& t : tensors) {
+    producers.push_back({t.info, [data = std::move(t.data)] { return data; }});
+  }
+  io::PendingFiles pending;
+  io::write_safetensors(directory, "model", std::move(producers), ~uint64_t{0}, pending);
+  pending.commit();
+  io::write_file(directory + "/config.json", dump_json(config, 2));
+  io::write_file(directory + "/tokenizer.json", byte_tokenizer_json());
+}
+
+// Attention and feed-forward add nothing, so that every byte reaches the head as a unit vector.
+constexpr int64_t kBytes = 256;
+const TinyModel kBigramShape{.vocab = kBytes, .hidden = kBytes, .blocks = 1, .tied = false};
+
+std::vector<NamedTensor> bigram_tensors(const BigramModel& model) {
+  std::vector<NamedTensor> tensors = kBigramShape.tensors();
+  for (NamedTensor& t : tensors) {
+    std::vector<float> values(static_cast<size_t>(t.info.elements()));
+    const std::string& name = t.info.name;
+    if (name == "model.norm.weight") {
+      std::ranges::fill(values, std::sqrt(1.0F / kBytes + 1e-5F));  // undoes the norm
+    } else if (name.ends_with("norm.weight")) {
+      std::ranges::fill(values, 1.0F);
+    } else if (name == "model.embed_tokens.weight" || name == "lm_head.weight") {
+      for (int row = 0; row < kBytes; ++row) {
+        for (int col = 0; col < kBytes; ++col) {
+          const float unit = row == col ? 1.0F : 0.0F;
+          values[static_cast<size_t>(row * kBytes + col)] =
+              name == "lm_head.weight" ? model.logit(col, row) : unit;
+        }
+      }
+    }
+    t.data = format::encode_dense(name, values, t.info.dtype);
+  }
+  return tensors;
 }
 
 }  // namespace
@@ -83,16 +125,16 @@ arch::Model TinyModel::open() const {
 }
 
 void TinyModel::write(const std::string& directory) const {
-  io::make_directories(directory);
-  std::vector<io::TensorProducer> producers;
-  for (NamedTensor& t : tensors()) {
-    producers.push_back({t.info, [data = t.data] { return data; }});
-  }
-  io::PendingFiles pending;
-  io::write_safetensors(directory, "model", std::move(producers), ~uint64_t{0}, pending);
-  pending.commit();
-  io::write_file(directory + "/config.json", dump_json(config(), 2));
-  io::write_file(directory + "/tokenizer.json", byte_tokenizer_json());
+  write_model(directory, config(), tensors());
+}
+
+arch::Model BigramModel::open() const {
+  return arch::Model::from_hf(std::make_shared<io::MemoryTensorSource>(bigram_tensors(*this)),
+                              kBigramShape.config(), "bigram");
+}
+
+void BigramModel::write(const std::string& directory) const {
+  write_model(directory, kBigramShape.config(), bigram_tensors(*this));
 }
 
 std::string byte_tokenizer_json() {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,6 +32,16 @@ struct TinyModel {
   /// Held in memory.
   [[nodiscard]] arch::Model open() const;
   /// Writes config.json, model.safetensors and a byte-level tokenizer.json (ids are bytes).
+  void write(const std::string& directory) const;
+};
+
+/// A model over the 256 bytes that looks at the last byte only: the logit of byte b after byte a is
+/// `logit(a, b)`. For figures that can be worked out by hand.
+struct BigramModel {
+  std::function<float(int a, int b)> logit;
+
+  [[nodiscard]] arch::Model open() const;
+  /// As TinyModel::write.
   void write(const std::string& directory) const;
 };
 
