@@ -17,8 +17,10 @@ class EvalCommand final : public Command {
  public:
   void add_to(CLI::App& parent, const Environment& /*environment*/) override {
     CLI::App& app =
-        create(parent, "eval", "lpcd eval PATH [--reference MODEL] [--ppl SOURCE] [options]",
-               "Measures perplexity, and how far a model is from its original.");
+        create(parent, "eval",
+               "lpcd eval PATH [--reference MODEL] [--ppl SOURCE] [--tasks FILE] [options]",
+               "Measures perplexity, how far a model is from its original, and how many questions "
+               "it answers rightly.");
     app.add_option("path", options_.model);
     help_.push_back(
         {"What to measure", "PATH", "Model directory, GGUF file, or directory that lpcd wrote."});

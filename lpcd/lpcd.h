@@ -44,13 +44,15 @@ struct EnumNames<PplMode> {
 struct EvaluateOptions {
   std::string model;
   std::string reference;
-  std::string ppl = "self";
+  std::string ppl;  ///< empty: "self", or nothing if only tasks are asked for
   PplMode ppl_mode = PplMode::kWindows;
   int64_t seq_len = 512;
   int64_t max_tokens = 0;
   int64_t samples = 32;
   uint64_t seed = 1;
   std::string text_key = "text";
+  std::vector<std::string> tasks;
+  int64_t task_limit = 0;
   int threads = 0;
 
   template <class Self, class Visitor>
@@ -61,7 +63,8 @@ struct EvaluateOptions {
        .value = "SOURCE",
        .section = what,
        .help = "Text to predict: FILE.txt, FILE.jsonl, FILE.safetensors with input_ids, or self "
-               "(sampled from --reference, or from the model itself)."});
+               "(sampled from --reference, or from the model itself). [self, or nothing with "
+               "--tasks alone]"});
     v(o.reference,
       {.name = "reference",
        .value = "MODEL",
@@ -102,6 +105,18 @@ struct EvaluateOptions {
                    .value = "NAME",
                    .section = what,
                    .help = "Field of a JSONL line that holds the text."});
+    v(o.tasks, {.name = "tasks",
+                .value = "FILE[,FILE]",
+                .section = what,
+                .help = "Zero-shot accuracy on JSONL files of questions, as lm-evaluation-harness "
+                        "computes it. A line holds query, choices, gold; or context_options, "
+                        "continuation, gold; or context, continuation."});
+    v(o.task_limit, {.name = "task-limit",
+                     .value = "N",
+                     .section = what,
+                     .help = "Use the first N questions of each file only; 0: all.",
+                     .min = 0,
+                     .max = 1e15});
     v(o.threads, {.name = "threads",
                   .value = "N",
                   .section = "Run",
@@ -114,8 +129,8 @@ struct EvaluateOptions {
 
 /// Figures of one evaluation. Likelihoods in nats per token.
 struct EvaluateResult {
-  int64_t windows = 0;
-  int64_t tokens = 0;  ///< scored
+  int64_t windows = 0;  ///< 0: perplexity was not asked for
+  int64_t tokens = 0;   ///< scored
   double perplexity = 0;
   double perplexity_error = 0;  ///< standard error
   struct Reference {
@@ -128,6 +143,17 @@ struct EvaluateResult {
     double top1_agreement = 0;
   };
   std::optional<Reference> reference;
+  struct TaskMetric {
+    std::string name;  ///< "acc", "acc_norm", "perplexity" (of a continuation)
+    double value = 0;
+    double error = 0;  ///< standard error
+  };
+  struct TaskResult {
+    std::string name;  ///< of the file, without folder and extension
+    int64_t items = 0;
+    std::vector<TaskMetric> metrics;
+  };
+  std::vector<TaskResult> tasks;
   double seconds = 0;
   std::string json;     ///< the same as one JSON object
   std::string summary;  ///< a few lines for a person

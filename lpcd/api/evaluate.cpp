@@ -8,6 +8,7 @@
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/calib/dataset.h"
 #include "lpcd/calib/self_sample.h"
+#include "lpcd/eval/tasks.h"
 #include "lpcd/lpcd.h"
 #include "lpcd/pipeline/plan.h"
 
@@ -39,16 +40,17 @@ eval::Windows load_windows(const EvaluateOptions& o, const RunContext& ctx,
 }
 
 Json to_json(const EvaluateOptions& o, const EvaluateResult& r) {
-  Json json = {{"model", o.model},
-               {"text", o.ppl},
-               {"ppl_mode", EnumNames<PplMode>::values[static_cast<size_t>(o.ppl_mode)]},
-               {"seq_len", o.seq_len},
-               {"windows", r.windows},
-               {"tokens", r.tokens},
-               {"perplexity", r.perplexity},
-               {"perplexity_error", r.perplexity_error},
-               {"seconds", r.seconds},
-               {"peak_memory_bytes", api::peak_memory()}};
+  Json json = {
+      {"model", o.model}, {"seconds", r.seconds}, {"peak_memory_bytes", api::peak_memory()}};
+  if (r.windows > 0) {
+    json["text"] = o.ppl;
+    json["ppl_mode"] = EnumNames<PplMode>::values[static_cast<size_t>(o.ppl_mode)];
+    json["seq_len"] = o.seq_len;
+    json["windows"] = r.windows;
+    json["tokens"] = r.tokens;
+    json["perplexity"] = r.perplexity;
+    json["perplexity_error"] = r.perplexity_error;
+  }
   if (r.reference) {
     json["reference"] = {{"model", o.reference},
                          {"perplexity", r.reference->perplexity},
@@ -59,13 +61,41 @@ Json to_json(const EvaluateOptions& o, const EvaluateResult& r) {
                          {"kl_p99", r.reference->kl_p99},
                          {"top1_agreement", r.reference->top1_agreement}};
   }
+  for (const EvaluateResult::TaskResult& task : r.tasks) {
+    Json entry = {{"name", task.name}, {"n", task.items}};
+    for (const EvaluateResult::TaskMetric& metric : task.metrics) {
+      entry[metric.name] = metric.value;
+      entry[metric.name + "_stderr"] = metric.error;
+    }
+    json["tasks"].push_back(std::move(entry));
+  }
   return json;
 }
 
+std::string task_table(const std::vector<EvaluateResult::TaskResult>& tasks) {
+  size_t width = 4;
+  for (const auto& task : tasks) width = std::max(width, task.name.size());
+  std::string text = fmt::format("{:<{}}  {:>6}  {:<10}  {:>9}  {:>8}\n", "task", width, "items",
+                                 "metric", "value", "+-");
+  for (const auto& task : tasks) {
+    bool first = true;
+    for (const auto& metric : task.metrics) {
+      text += fmt::format("{:<{}}  {:>6}  {:<10}  {:>9.4f}  {:>8.4f}\n", first ? task.name : "",
+                          width, first ? fmt::to_string(task.items) : "", metric.name, metric.value,
+                          metric.error);
+      first = false;
+    }
+  }
+  return text;
+}
+
 std::string summarize(const EvaluateOptions& o, const EvaluateResult& r) {
-  std::string text = fmt::format("text            {}, {} windows of {} tokens, {} scored\n", o.ppl,
-                                 r.windows, o.seq_len, r.tokens);
-  text += fmt::format("perplexity      {:.4f} +- {:.4f}\n", r.perplexity, r.perplexity_error);
+  std::string text;
+  if (r.windows > 0) {
+    text = fmt::format("text            {}, {} windows of {} tokens, {} scored\n", o.ppl, r.windows,
+                       o.seq_len, r.tokens);
+    text += fmt::format("perplexity      {:.4f} +- {:.4f}\n", r.perplexity, r.perplexity_error);
+  }
   if (r.reference) {
     const auto& ref = *r.reference;
     text += fmt::format("reference       {:.4f} +- {:.4f}\n", ref.perplexity, ref.perplexity_error);
@@ -73,9 +103,57 @@ std::string summarize(const EvaluateOptions& o, const EvaluateResult& r) {
                         ref.kl_mean, ref.kl_error, ref.kl_median, ref.kl_p99);
     text += fmt::format("top-1 agreement {:.2f} %\n", 100 * ref.top1_agreement);
   }
+  if (!r.tasks.empty()) text += task_table(r.tasks) + "\n";
   text += fmt::format("time            {}, peak memory {}\n", format_duration(r.seconds),
                       format_bytes(api::peak_memory()));
   return text;
+}
+
+void measure_perplexity(const RunContext& ctx, const arch::Model& model,
+                        const arch::Model* reference, const eval::Windows& windows,
+                        EvaluateResult& result) {
+  if (windows.seq_len > model.config().max_positions) {
+    raise(ErrorCode::kBadOption, "--seq-len {} is beyond the model's {} positions", windows.seq_len,
+          model.config().max_positions);
+  }
+  const eval::Comparison c = eval::compare(ctx, model, reference, windows);
+  result.windows = windows.count();
+  result.tokens = c.model.tokens;
+  result.perplexity = c.model.perplexity();
+  result.perplexity_error = c.model.perplexity() * c.model.nll_error;
+  if (c.divergence) {
+    result.reference = EvaluateResult::Reference{
+        .perplexity = c.reference->perplexity(),
+        .perplexity_error = c.reference->perplexity() * c.reference->nll_error,
+        .kl_mean = c.divergence->kl_mean,
+        .kl_error = c.divergence->kl_error,
+        .kl_median = c.divergence->kl_median,
+        .kl_p99 = c.divergence->kl_p99,
+        .top1_agreement = c.divergence->top1_agreement};
+  }
+}
+
+std::vector<eval::Task> read_tasks(const EvaluateOptions& o, const arch::Model& model,
+                                   const std::optional<text::Tokenizer>& tokenizer) {
+  std::vector<eval::Task> tasks;
+  for (const std::string& path : o.tasks) tasks.push_back(eval::read_task(path, o.task_limit));
+  if (!tasks.empty() && !tokenizer) {
+    raise(ErrorCode::kBadModel, "{}: no tokenizer, which --tasks needs; put tokenizer.json there",
+          model.path());
+  }
+  return tasks;
+}
+
+EvaluateResult::TaskResult measure_task(const RunContext& ctx, const arch::Model& model,
+                                        const text::Tokenizer& tokenizer, const eval::Task& task) {
+  EvaluateResult::TaskResult result{.name = task.name, .items = std::ssize(task.items)};
+  const auto advanced = [&](double share) {
+    ctx.report({.stage = "tasks", .item = task.name, .done = share, .total = 1});
+  };
+  for (const eval::Metric& m : eval::score_task(ctx, model, tokenizer, task, advanced)) {
+    result.metrics.push_back({m.name, m.value, m.error});
+  }
+  return result;
 }
 
 }  // namespace
@@ -90,28 +168,18 @@ EvaluateResult evaluate(const EvaluateOptions& options, const RunContext& outer)
   if (!tokenizer && reference) tokenizer = bundle::open_tokenizer(*reference);
 
   EvaluateOptions resolved = options;
-  const eval::Windows windows =
-      load_windows(options, ctx, model, reference ? &*reference : nullptr, tokenizer);
-  resolved.seq_len = windows.seq_len;
-  if (windows.seq_len > model.config().max_positions) {
-    raise(ErrorCode::kBadOption, "--seq-len {} is beyond the model's {} positions", windows.seq_len,
-          model.config().max_positions);
-  }
-  const eval::Comparison c = eval::compare(ctx, model, reference ? &*reference : nullptr, windows);
   EvaluateResult result;
-  result.windows = windows.count();
-  result.tokens = c.model.tokens;
-  result.perplexity = c.model.perplexity();
-  result.perplexity_error = c.model.perplexity() * c.model.nll_error;
-  if (c.divergence) {
-    result.reference = EvaluateResult::Reference{
-        .perplexity = c.reference->perplexity(),
-        .perplexity_error = c.reference->perplexity() * c.reference->nll_error,
-        .kl_mean = c.divergence->kl_mean,
-        .kl_error = c.divergence->kl_error,
-        .kl_median = c.divergence->kl_median,
-        .kl_p99 = c.divergence->kl_p99,
-        .top1_agreement = c.divergence->top1_agreement};
+  // Before anything is computed, so that a bad line is not found an hour later.
+  const std::vector<eval::Task> tasks = read_tasks(options, model, tokenizer);
+  if (resolved.ppl.empty() && (tasks.empty() || reference)) resolved.ppl = "self";
+  if (!resolved.ppl.empty()) {
+    const arch::Model* original = reference ? &*reference : nullptr;
+    const eval::Windows windows = load_windows(resolved, ctx, model, original, tokenizer);
+    resolved.seq_len = windows.seq_len;
+    measure_perplexity(ctx, model, original, windows, result);
+  }
+  for (const eval::Task& task : tasks) {
+    result.tasks.push_back(measure_task(ctx, model, *tokenizer, task));
   }
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   result.json = dump_json(to_json(resolved, result), 1);
