@@ -101,6 +101,8 @@ with tempfile.TemporaryDirectory() as folder:
         logits = (work / "logits.bin").read_bytes()
         run(TOOL, "logits", work / "qwen2.gguf", work / "ids.bin", 64, work / "logits.bin")
         check(logits == (work / "logits.bin").read_bytes(), "qwen2: the GGUF file gives other logits")
+        run(LPCD, "export", work / "qwen2.gguf", "--format", "dense:fp32", "--out", work / "qwen2-out", "--quiet")
+        compare(work, "qwen2 by way of GGUF", work / "qwen2-out")
 
     for name, path in shared_models().items():
         compare(work, name, path)
