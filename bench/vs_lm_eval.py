@@ -77,12 +77,12 @@ def run(*command):
     return done.stdout
 
 
-def harness_results(model, files, limit, batch_size):
+def harness_results(model, files, limit, batch_size, threads):
     import datasets
     import lm_eval
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads)
     local = {}
     for path in files:
         _, source, convert = TASKS[path.stem]
@@ -113,6 +113,8 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--limit", type=int, default=0, help="first items of each file; 0: all")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)),
+                        help="of the harness; 1 is faster where others use the processors too")
     parser.add_argument("--tolerance", type=float, default=0.5, help="points of accuracy")
     args = parser.parse_args()
     for path in args.files:
@@ -125,7 +127,7 @@ def main():
         tasks = ",".join(map(str, args.files))
         report = json.loads(run(args.lpcd, "eval", dense, "--tasks", tasks, "--task-limit", args.limit, "--json",
                                 "--quiet"))  # fmt: skip
-        theirs = harness_results(dense, args.files, args.limit, args.batch_size)
+        theirs = harness_results(dense, args.files, args.limit, args.batch_size, args.threads)
 
     print("| task | items | figure | lpcd | lm-eval | difference |\n|---|---|---|---|---|---|")
     worst = 0
