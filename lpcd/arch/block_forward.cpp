@@ -99,11 +99,12 @@ std::vector<SequenceRows> BlockForward::equal_sequences(int64_t rows) const {
 
 void BlockForward::attention(const RunContext& ctx, const BlockWeights& w, ConstView a,
                              FloatView z) const {
-  attend(ctx, w, equal_sequences(a.rows()), a, z);
+  attention_of(ctx, w, equal_sequences(a.rows()), a, z);
 }
 
-void BlockForward::attend(const RunContext& ctx, const BlockWeights& w,
-                          std::span<const SequenceRows> sequences, ConstView a, FloatView z) const {
+void BlockForward::attention_of(const RunContext& ctx, const BlockWeights& w,
+                                std::span<const SequenceRows> sequences, ConstView a,
+                                FloatView z) const {
   const int64_t d = config_.head_dim;
   LPCD_CHECK(z.rows() == a.rows());
   Mat q = Mat::uninitialized(a.rows(), config_.heads * d);
@@ -112,35 +113,51 @@ void BlockForward::attend(const RunContext& ctx, const BlockWeights& w,
   project(ctx, w, Role::kQ, a, q);
   project(ctx, w, Role::kK, a, k);
   project(ctx, w, Role::kV, a, v);
+  place(ctx, w, Role::kQ, sequences, q);
+  place(ctx, w, Role::kK, sequences, k);
+  attend(ctx, sequences, q, k, v, z);
+}
 
-  const auto rotate = [&](Mat& x, Role norm_role, const SequenceRows& sequence) {
-    const FloatView rows = x.view().rows_range(sequence.row, sequence.rows);
+void BlockForward::place(const RunContext& ctx, const BlockWeights& w, Role role,
+                         FloatView x) const {
+  place(ctx, w, role, equal_sequences(x.rows()), x);
+}
+
+void BlockForward::place(const RunContext& ctx, const BlockWeights& w, Role role,
+                         std::span<const SequenceRows> sequences, FloatView x) const {
+  LPCD_CHECK(role == Role::kQ || role == Role::kK);
+  const int64_t d = config_.head_dim;
+  const Role norm_role = role == Role::kQ ? Role::kQNorm : Role::kKNorm;
+  linalg::parallel_for(ctx, static_cast<int64_t>(sequences.size()), [&](int64_t task) {
+    const SequenceRows& s = sequences[static_cast<size_t>(task)];
+    const FloatView rows = x.rows_range(s.row, s.rows);
     if (config_.qk_norm) {
       for (int64_t c = 0; c < x.cols(); c += d) {
         const FloatView head = rows.cols_range(c, d);
         nn::rms_norm(head, w.vector(norm_role), config_.rms_eps, head);
       }
     }
-    nn::apply_rope(rope_, sequence.prefix_rows, d, rows);
-  };
-  const auto count = static_cast<int64_t>(sequences.size());
-  linalg::parallel_for(ctx, 2 * count, [&](int64_t task) {
-    const SequenceRows& sequence = sequences[static_cast<size_t>(task / 2)];
-    if (task % 2 == 0) {
-      rotate(q, Role::kQNorm, sequence);
-    } else {
-      rotate(k, Role::kKNorm, sequence);
-    }
+    nn::apply_rope(rope_, s.prefix_rows, d, rows);
   });
+}
 
+void BlockForward::attend(const RunContext& ctx, ConstView q, ConstView k, ConstView v,
+                          FloatView z) const {
+  attend(ctx, equal_sequences(q.rows()), q, k, v, z);
+}
+
+void BlockForward::attend(const RunContext& ctx, std::span<const SequenceRows> sequences,
+                          ConstView q, ConstView k, ConstView v, FloatView z) const {
+  const int64_t d = config_.head_dim;
   const int64_t group = config_.heads / config_.kv_heads;
+  const auto count = static_cast<int64_t>(sequences.size());
   linalg::parallel_for(ctx, count * config_.kv_heads, [&](int64_t task) {
     const SequenceRows& s = sequences[static_cast<size_t>(task / config_.kv_heads)];
     const int64_t kv = task % config_.kv_heads;
     Mat joined_keys;
     Mat joined_values;
-    const auto seen = [&](const Mat& x, Mat& joined) -> ConstView {
-      const ConstView head = ConstView(x).cols_range(kv * d, d);
+    const auto seen = [&](ConstView x, Mat& joined) -> ConstView {
+      const ConstView head = x.cols_range(kv * d, d);
       if (s.prefix_rows == 0) return head.rows_range(s.row, s.rows);
       joined = Mat::uninitialized(s.prefix_rows + s.rows, d);
       copy(head.rows_range(s.prefix_row, s.prefix_rows),
@@ -152,9 +169,24 @@ void BlockForward::attend(const RunContext& ctx, const BlockWeights& w,
     const ConstView values = seen(v, joined_values);
     nn::AttentionScratch scratch;
     for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
-      nn::causal_attention(ConstView(q).rows_range(s.row, s.rows).cols_range(head * d, d), keys,
-                           values, z.rows_range(s.row, s.rows).cols_range(head * d, d), scratch);
+      nn::causal_attention(q.rows_range(s.row, s.rows).cols_range(head * d, d), keys, values,
+                           z.rows_range(s.row, s.rows).cols_range(head * d, d), scratch);
     }
+  });
+}
+
+void BlockForward::for_key_heads(const RunContext& ctx, int64_t rows,
+                                 const std::function<void(const KeyHead&)>& body) const {
+  const int64_t length = tiling_.seq_len;
+  const int64_t group = config_.heads / config_.kv_heads;
+  LPCD_CHECK(rows % length == 0);
+  linalg::parallel_for(ctx, rows / length * config_.kv_heads, [&](int64_t task) {
+    const int64_t kv = task % config_.kv_heads;
+    body({.first_row = task / config_.kv_heads * length,
+          .rows = length,
+          .kv = kv,
+          .first_query = kv * group,
+          .last_query = (kv + 1) * group});
   });
 }
 
@@ -199,7 +231,7 @@ void BlockForward::run_chunk(const RunContext& ctx, const BlockWeights& w,
                              std::span<const SequenceRows> sequences, FloatView normed, FloatView z,
                              FloatView u, FloatView x) const {
   attention_norm(ctx, w, x, normed);
-  attend(ctx, w, sequences, normed, z);
+  attention_of(ctx, w, sequences, normed, z);
   add_projection(ctx, z, w[Role::kO], x);
   ffn_norm(ctx, w, x, normed);
   ffn_activation(ctx, w, normed, u);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "lpcd/arch/model.h"
@@ -47,9 +48,36 @@ class BlockForward {
   /// z = causal attention of q, k, v, which are projections of a.   a [t, D], z [t, Hq d].
   /// Memory    t * (Hq + 2 Hkv) d floats, and 64 * L per thread.
   void attention(const RunContext& ctx, const BlockWeights& w, ConstView a, FloatView z) const;
+
+  // The parts of attention(), for those who change one of them.
+
   /// y = input W^T + b, with the bias that the model has there, if any.   input [t, K], y [t, N].
   void project(const RunContext& ctx, const BlockWeights& w, Role role, ConstView input,
                FloatView y) const;
+  /// q or k as attention compares them: each head normed where the model does so, then rotated.
+  void place(const RunContext& ctx, const BlockWeights& w, Role role, FloatView x) const;
+  /// z = causal attention.   q, z [t, Hq d]; k, v [t, Hkv d].
+  void attend(const RunContext& ctx, ConstView q, ConstView k, ConstView v, FloatView z) const;
+  /// One key/value head of one sequence, and the query heads that share it.
+  struct KeyHead {
+    int64_t first_row;  ///< of the sequence
+    int64_t rows;       ///< L
+    int64_t kv;
+    int64_t first_query;
+    int64_t last_query;  ///< behind the last
+
+    /// Head `index` of the sequence in x [t, heads d].
+    template <typename T>
+    [[nodiscard]] MatView<T> of(MatView<T> x, int64_t index, int64_t d) const {
+      return x.rows_range(first_row, rows).cols_range(index * d, d);
+    }
+  };
+  /// Calls body for every key/value head of every sequence in [t, ...] rows, in parallel.
+  void for_key_heads(const RunContext& ctx, int64_t rows,
+                     const std::function<void(const KeyHead&)>& body) const;
+  [[nodiscard]] const nn::RopeTable& rope() const { return rope_; }
+  [[nodiscard]] const ModelConfig& config() const { return config_; }
+
   /// x += z Wo^T (or u Wdown^T).   x [t, D].
   void add_projection(const RunContext& ctx, ConstView input, ConstView weight, FloatView x) const;
   /// m = feed-forward norm of h.   h, m [t, D].
@@ -73,8 +101,12 @@ class BlockForward {
  private:
   BlockForward(const ModelConfig& config, const SequenceTiling& tiling, int64_t positions);
   [[nodiscard]] std::vector<SequenceRows> equal_sequences(int64_t rows) const;
-  void attend(const RunContext& ctx, const BlockWeights& w, std::span<const SequenceRows> sequences,
-              ConstView a, FloatView z) const;
+  void attention_of(const RunContext& ctx, const BlockWeights& w,
+                    std::span<const SequenceRows> sequences, ConstView a, FloatView z) const;
+  void place(const RunContext& ctx, const BlockWeights& w, Role role,
+             std::span<const SequenceRows> sequences, FloatView x) const;
+  void attend(const RunContext& ctx, std::span<const SequenceRows> sequences, ConstView q,
+              ConstView k, ConstView v, FloatView z) const;
   void run_chunk(const RunContext& ctx, const BlockWeights& w,
                  std::span<const SequenceRows> sequences, FloatView normed, FloatView z,
                  FloatView u, FloatView x) const;

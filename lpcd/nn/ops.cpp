@@ -75,6 +75,31 @@ void SiluMulRow(const float* gate, const float* up, int64_t count, float* out) {
   });
 }
 
+void SiluRow(const float* gate, int64_t count, float* out) {
+  const Df d;
+  for_vectors(count, [&](auto load, auto store) HWY_ATTR {
+    const Vf g = load(gate);
+    const Vf exponent = hn::Min(hn::Neg(g), hn::Set(d, 88.0F));
+    store(hn::Div(g, hn::Add(hn::Set(d, 1.0F), hn::Exp(d, exponent))), out);
+  });
+}
+
+void SiluSlopeMulRow(const float* gate, const float* up, int64_t count, float* out) {
+  const Df d;
+  const Vf one = hn::Set(d, 1.0F);
+  for_vectors(count, [&](auto load, auto store) HWY_ATTR {
+    const Vf g = load(gate);
+    const Vf exponent = hn::Min(hn::Neg(g), hn::Set(d, 88.0F));
+    const Vf s = hn::Div(one, hn::Add(one, hn::Exp(d, exponent)));
+    const Vf slope = hn::MulAdd(hn::Mul(g, s), hn::Sub(one, s), s);
+    store(hn::Mul(slope, load(up)), out);
+  });
+}
+
+void MultiplyRow(const float* y, int64_t count, float* x) {
+  for_vectors(count, [&](auto load, auto store) HWY_ATTR { store(hn::Mul(load(x), load(y)), x); });
+}
+
 void AddRow(const float* y, int64_t count, float* x) {
   for_vectors(count, [&](auto load, auto store) HWY_ATTR { store(hn::Add(load(x), load(y)), x); });
 }
@@ -174,6 +199,9 @@ namespace lpcd::nn {
 
 HWY_EXPORT(RmsNormRow);
 HWY_EXPORT(SiluMulRow);
+HWY_EXPORT(SiluRow);
+HWY_EXPORT(SiluSlopeMulRow);
+HWY_EXPORT(MultiplyRow);
 HWY_EXPORT(AddRow);
 HWY_EXPORT(SubtractRow);
 HWY_EXPORT(ScaleRow);
@@ -184,8 +212,45 @@ HWY_EXPORT(SumExp);
 HWY_EXPORT(KlRow);
 
 namespace {
+
 constexpr int64_t kQueryTile = 64;
+
+// Softmax weights of queries [q0, q0 + rows) of a head over the keys they see, zeros behind.
+FloatView attention_weights(ConstView q, ConstView k, int64_t q0, int64_t rows,
+                            AttentionScratch& scratch) {
+  const int64_t offset = k.rows() - q.rows();
+  const int64_t seen = offset + q0 + rows;  // keys that the last query of the tile sees
+  if (scratch.scores.rows() < kQueryTile || scratch.scores.cols() < k.rows()) {
+    scratch.scores = Mat::uninitialized(kQueryTile, k.rows());
+  }
+  const float scale = 1.0F / std::sqrt(static_cast<float>(q.cols()));
+  const FloatView scores = scratch.scores.view().rows_range(0, rows).cols_range(0, seen);
+  linalg::gemm_nt(1.0F, q.rows_range(q0, rows), k.rows_range(0, seen), 0.0F, scores);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t visible = offset + q0 + r + 1;
+    float* row = scores.row(r);
+    const float max = HWY_DYNAMIC_DISPATCH(MaxOf)(row, visible);
+    const float sum = HWY_DYNAMIC_DISPATCH(ExpRow)(max, scale, visible, row);
+    HWY_DYNAMIC_DISPATCH(ScaleRow)(1.0F / sum, visible, row);
+    std::fill(row + visible, row + seen, 0.0F);
+  }
+  return scores;
 }
+
+// 1 / n^3 D and 1 / n of a row x, n = sqrt(mean(x^2) + eps).
+struct NormScales {
+  float inverse;
+  float cubed;
+};
+NormScales norm_scales(const float* x, int64_t count, float eps) {
+  double sum = 0;
+  for (int64_t c = 0; c < count; ++c) sum += static_cast<double>(x[c]) * static_cast<double>(x[c]);
+  const double n = std::sqrt(sum / static_cast<double>(count) + static_cast<double>(eps));
+  return {static_cast<float>(1.0 / n),
+          static_cast<float>(1.0 / (n * n * n * static_cast<double>(count)))};
+}
+
+}  // namespace
 
 void rms_norm(ConstView x, std::span<const float> weight, float eps, FloatView out) {
   LPCD_CHECK(x.rows() == out.rows() && x.cols() == out.cols() &&
@@ -222,6 +287,56 @@ void subtract(ConstView x, ConstView y, FloatView out) {
              out.cols() == x.cols());
   for (int64_t r = 0; r < x.rows(); ++r) {
     HWY_DYNAMIC_DISPATCH(SubtractRow)(x.row(r), y.row(r), x.cols(), out.row(r));
+  }
+}
+
+void silu(ConstView gate, FloatView out) {
+  LPCD_CHECK(gate.rows() == out.rows() && gate.cols() == out.cols());
+  for (int64_t r = 0; r < gate.rows(); ++r) {
+    HWY_DYNAMIC_DISPATCH(SiluRow)(gate.row(r), gate.cols(), out.row(r));
+  }
+}
+
+void silu_slope_mul(ConstView gate, ConstView up, FloatView slope) {
+  LPCD_CHECK(gate.rows() == up.rows() && gate.cols() == up.cols() && slope.rows() == up.rows() &&
+             slope.cols() == up.cols());
+  for (int64_t r = 0; r < gate.rows(); ++r) {
+    HWY_DYNAMIC_DISPATCH(SiluSlopeMulRow)(gate.row(r), up.row(r), gate.cols(), slope.row(r));
+  }
+}
+
+void multiply(ConstView y, FloatView x) {
+  LPCD_CHECK(x.rows() == y.rows() && x.cols() == y.cols());
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    HWY_DYNAMIC_DISPATCH(MultiplyRow)(y.row(r), x.cols(), x.row(r));
+  }
+}
+
+void rms_norm_derivative(ConstView x, std::span<const float> weight, float eps, FloatView dx) {
+  LPCD_CHECK(x.rows() == dx.rows() && x.cols() == dx.cols());
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    const NormScales s = norm_scales(x.row(r), x.cols(), eps);
+    float dot = 0;
+    for (int64_t c = 0; c < x.cols(); ++c) dot += x(r, c) * dx(r, c);
+    for (int64_t c = 0; c < x.cols(); ++c) {
+      dx(r, c) = weight[static_cast<size_t>(c)] * (dx(r, c) * s.inverse - x(r, c) * dot * s.cubed);
+    }
+  }
+}
+
+void rms_norm_derivative_transpose(ConstView x, std::span<const float> weight, float eps,
+                                   FloatView dy) {
+  LPCD_CHECK(x.rows() == dy.rows() && x.cols() == dy.cols());
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    const NormScales s = norm_scales(x.row(r), x.cols(), eps);
+    float dot = 0;
+    for (int64_t c = 0; c < x.cols(); ++c) {
+      dy(r, c) *= weight[static_cast<size_t>(c)];
+      dot += x(r, c) * dy(r, c);
+    }
+    for (int64_t c = 0; c < x.cols(); ++c) {
+      dy(r, c) = dy(r, c) * s.inverse - x(r, c) * dot * s.cubed;
+    }
   }
 }
 
@@ -305,32 +420,79 @@ void apply_rope(const RopeTable& table, int64_t first_position, int64_t head_dim
   }
 }
 
+void apply_rope_transpose(const RopeTable& table, int64_t first_position, int64_t head_dim,
+                          FloatView x) {
+  const int64_t half = head_dim / 2;
+  LPCD_CHECK(table.cos.cols() == half && x.cols() % head_dim == 0 &&
+             first_position + x.rows() <= table.positions());
+  std::vector<float> negated(static_cast<size_t>(half));
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    const float* cos = table.cos.row(first_position + r);
+    const float* sin = table.sin.row(first_position + r);
+    for (int64_t i = 0; i < half; ++i) negated[static_cast<size_t>(i)] = -sin[i];
+    for (int64_t c = 0; c < x.cols(); c += head_dim) {
+      HWY_DYNAMIC_DISPATCH(RopeHead)(cos, negated.data(), half, x.row(r) + c);
+    }
+  }
+}
+
 void causal_attention(ConstView q, ConstView k, ConstView v, FloatView out,
                       AttentionScratch& scratch) {
   const int64_t queries = q.rows();
-  const int64_t keys = k.rows();
-  const int64_t offset = keys - queries;
-  LPCD_CHECK(offset >= 0 && v.rows() == keys && k.cols() == q.cols() && out.rows() == queries &&
-             out.cols() == v.cols());
-  if (scratch.scores.rows() < kQueryTile || scratch.scores.cols() < keys) {
-    scratch.scores = Mat::uninitialized(kQueryTile, keys);
-  }
-  const float scale = 1.0F / std::sqrt(static_cast<float>(q.cols()));
+  LPCD_CHECK(k.rows() >= queries && v.rows() == k.rows() && k.cols() == q.cols() &&
+             out.rows() == queries && out.cols() == v.cols());
   for (int64_t q0 = 0; q0 < queries; q0 += kQueryTile) {
     const int64_t rows = std::min(kQueryTile, queries - q0);
-    const int64_t seen = offset + q0 + rows;  // keys that the last query of the tile sees
-    const FloatView scores = scratch.scores.view().rows_range(0, rows).cols_range(0, seen);
-    linalg::gemm_nt(1.0F, q.rows_range(q0, rows), k.rows_range(0, seen), 0.0F, scores);
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t visible = offset + q0 + r + 1;
-      float* row = scores.row(r);
-      const float max = HWY_DYNAMIC_DISPATCH(MaxOf)(row, visible);
-      const float sum = HWY_DYNAMIC_DISPATCH(ExpRow)(max, scale, visible, row);
-      HWY_DYNAMIC_DISPATCH(ScaleRow)(1.0F / sum, visible, row);
-      std::fill(row + visible, row + seen, 0.0F);
-    }
-    linalg::gemm_nn(1.0F, scores, v.rows_range(0, seen), 0.0F, out.rows_range(q0, rows));
+    const FloatView weights = attention_weights(q, k, q0, rows, scratch);
+    linalg::gemm_nn(1.0F, weights, v.rows_range(0, weights.cols()), 0.0F, out.rows_range(q0, rows));
   }
+}
+
+void causal_attention_transpose(ConstView q, ConstView k, ConstView dout, FloatView dv,
+                                AttentionScratch& scratch) {
+  LPCD_CHECK(k.rows() >= q.rows() && k.cols() == q.cols() && dout.rows() == q.rows() &&
+             dv.rows() == k.rows() && dv.cols() == dout.cols());
+  for (int64_t q0 = 0; q0 < q.rows(); q0 += kQueryTile) {
+    const int64_t rows = std::min(kQueryTile, q.rows() - q0);
+    const FloatView weights = attention_weights(q, k, q0, rows, scratch);
+    linalg::gemm_tn(1.0F, weights, dout.rows_range(q0, rows), 1.0F,
+                    dv.rows_range(0, weights.cols()));
+  }
+}
+
+double attention_logits(Mask mask, ConstView q1, ConstView k1, ConstView q0, ConstView k0,
+                        ConstView keys, FloatView dq, ConstView queries, FloatView dk,
+                        AttentionScratch& scratch) {
+  const int64_t length = q1.rows();
+  LPCD_CHECK(k1.rows() == length && q0.empty() == k0.empty() && keys.empty() == dq.empty() &&
+             queries.empty() == dk.empty());
+  if (scratch.scores.rows() < kQueryTile || scratch.scores.cols() < length) {
+    scratch.scores = Mat::uninitialized(kQueryTile, length);
+  }
+  const float scale = 1.0F / std::sqrt(static_cast<float>(q1.cols()));
+  double energy = 0;
+  for (int64_t first = 0; first < length; first += kQueryTile) {
+    const int64_t rows = std::min(kQueryTile, length - first);
+    const int64_t seen = mask == Mask::kCausal ? first + rows : length;
+    const FloatView e = scratch.scores.view().rows_range(0, rows).cols_range(0, seen);
+    linalg::gemm_nt(1.0F, q1.rows_range(first, rows), k1.rows_range(0, seen), 0.0F, e);
+    if (!q0.empty()) {
+      linalg::gemm_nt(-1.0F, q0.rows_range(first, rows), k0.rows_range(0, seen), 1.0F, e);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t visible = mask == Mask::kCausal ? first + r + 1 : length;
+      HWY_DYNAMIC_DISPATCH(ScaleRow)(scale, visible, e.row(r));
+      std::fill(e.row(r) + visible, e.row(r) + seen, 0.0F);
+    }
+    energy += squared_norm(e);
+    if (!dq.empty()) {
+      linalg::gemm_nn(scale, e, keys.rows_range(0, seen), 1.0F, dq.rows_range(first, rows));
+    }
+    if (!dk.empty()) {
+      linalg::gemm_tn(scale, e, queries.rows_range(first, rows), 1.0F, dk.rows_range(0, seen));
+    }
+  }
+  return energy;
 }
 
 double exp_weights(std::span<float> x, float scale) {

@@ -20,6 +20,10 @@ void rms_norm(ConstView x, std::span<const float> weight, float eps, FloatView o
 /// Shapes    all [t, F]; out may be gate or up.
 void silu_mul(ConstView gate, ConstView up, FloatView out);
 
+/// out = silu(gate).
+/// Shapes    both [t, F]; out may be gate.
+void silu(ConstView gate, FloatView out);
+
 /// x += y.
 /// Shapes    both [t, D].
 void add(ConstView y, FloatView x);
@@ -72,6 +76,26 @@ struct RopeScaling {
 /// Shapes    x [L, heads * d].
 void apply_rope(const RopeTable& table, int64_t first_position, int64_t head_dim, FloatView x);
 
+/// The inverse rotation, which is also the transpose: undoes apply_rope.
+void apply_rope_transpose(const RopeTable& table, int64_t first_position, int64_t head_dim,
+                          FloatView x);
+
+/// slope = d silu(gate) / d gate * up, with silu'(a) = s + a s (1 - s), s = 1 / (1 + exp(-a)).
+/// Shapes    all [t, F]; slope may be gate or up.
+void silu_slope_mul(ConstView gate, ConstView up, FloatView slope);
+
+/// x *= y.
+/// Shapes    both [t, F].
+void multiply(ConstView y, FloatView x);
+
+/// The derivative of rms_norm at x applied to dx: with n = sqrt(mean(x^2) + eps),
+/// dy = weight * (dx / n - x (x . dx) / (D n^3)).
+/// Shapes    x, dx [t, D]; dx is replaced by dy.
+void rms_norm_derivative(ConstView x, std::span<const float> weight, float eps, FloatView dx);
+/// The transpose of that derivative: dy is replaced by dx.
+void rms_norm_derivative_transpose(ConstView x, std::span<const float> weight, float eps,
+                                   FloatView dy);
+
 /// Scratch of causal_attention, reused from call to call.
 struct AttentionScratch {
   Mat scores;
@@ -83,6 +107,30 @@ struct AttentionScratch {
 /// Memory    scores of 64 queries at a time: 64 * Lk floats in `scratch`, never [L, L].
 void causal_attention(ConstView q, ConstView k, ConstView v, FloatView out,
                       AttentionScratch& scratch);
+
+/// The transpose of causal_attention in its values: dv += softmax(q k^T / sqrt(d))^T dout.
+///
+/// Shapes    as causal_attention; dout [Lq, d], dv [Lk, d].
+/// Memory    as causal_attention.
+void causal_attention_transpose(ConstView q, ConstView k, ConstView dout, FloatView dv,
+                                AttentionScratch& scratch);
+
+enum class Mask {
+  kCausal,  ///< query i sees keys 0 .. i
+  kNone,
+};
+
+/// Attention logits of one head of one sequence and what follows from a change in them:
+/// E = (q1 k1^T - q0 k0^T) / sqrt(d) over the pairs that the mask lets through.
+///
+/// Shapes    q1, k1 [L, d]; q0, k0 the same, or empty for 0. With keys given, dq += E keys /
+///           sqrt(d); with queries given, dk += E^T queries / sqrt(d).
+/// Numerics  E is exactly 0 where both pairs are the same.
+/// Memory    64 * L floats in `scratch`.
+/// Returns |E|^2.
+double attention_logits(Mask mask, ConstView q1, ConstView k1, ConstView q0, ConstView k0,
+                        ConstView keys, FloatView dq, ConstView queries, FloatView dk,
+                        AttentionScratch& scratch);
 
 /// x <- exp((x - max x) * scale); returns the sum of the result. The weights of a softmax.
 double exp_weights(std::span<float> x, float scale);
