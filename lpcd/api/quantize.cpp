@@ -224,7 +224,7 @@ class QuantizeJob {
                        {"method", EnumNames<Method>::values[static_cast<size_t>(options_.method)]},
                        {"qep", options_.qep},
                        {"lpcd", options_.lpcd},
-                       {"damp_percent", options_.percdamp}};
+                       {"damp_percent", plan_.dampings.front()}};
     result.outputs = output_directories();
     for (size_t i = 0; i < formats_.size(); ++i) {
       api::write_output(ctx_, model_, tokenizer_ ? &*tokenizer_ : nullptr, journal_, *formats_[i],

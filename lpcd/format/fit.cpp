@@ -92,6 +92,29 @@ float stored_scale(float scale, const FitOptions& options) {
   return rounded;
 }
 
+// Share of the range that the last candidate of a search keeps. The fewer codes, the more is gained
+// by clipping the tails; a scale that is right for a normal distribution keeps about this much.
+float smallest_share(int bits) {
+  switch (bits) {
+    case 2:
+      return 0.35F;
+    case 3:
+      return 0.5F;
+    case 4:
+      return 0.65F;
+    default:
+      return 0.85F;
+  }
+}
+
+constexpr int kShrinkSteps = 11;  // symmetric, per sign
+constexpr int kEndSteps = 5;      // asymmetric, per end
+
+float share_of_step(int step, int steps, int bits) {
+  const float smallest = smallest_share(bits);
+  return 1.0F - (1.0F - smallest) * static_cast<float>(step) / static_cast<float>(steps - 1);
+}
+
 // Scale and zero of the range [low, high], which contains 0.
 void parameters_of_range(float low, float high, const GridSpec& spec, const FitOptions& options,
                          float& scale, float& zero) {
@@ -129,6 +152,29 @@ void find_range(ConstView w, const GridSpec& spec, const FitOptions& options,
 }
 
 }  // namespace
+
+GroupCandidates::GroupCandidates(ConstView w, const GridSpec& spec, const FitOptions& options)
+    : spec_(spec), options_(options) {
+  find_range(w, spec, options, low_, high_);
+}
+
+int GroupCandidates::count() const {
+  return spec_.symmetric ? 2 * kShrinkSteps : kEndSteps * kEndSteps;
+}
+
+void GroupCandidates::get(int candidate, GroupParameters& parameters) const {
+  parameters.scale.resize(low_.size());
+  parameters.zero.resize(low_.size());
+  const int steps = spec_.symmetric ? kShrinkSteps : kEndSteps;
+  const float first = share_of_step(candidate % steps, steps, spec_.bits);
+  const float second =
+      spec_.symmetric ? first : share_of_step(candidate / steps, steps, spec_.bits);
+  for (size_t r = 0; r < low_.size(); ++r) {
+    parameters_of_range(first * low_[r], second * high_[r], spec_, options_, parameters.scale[r],
+                        parameters.zero[r]);
+    if (spec_.symmetric && candidate >= kShrinkSteps) parameters.scale[r] = -parameters.scale[r];
+  }
+}
 
 void quantize_column(std::span<const float> w, const GroupParameters& parameters, float max_code,
                      std::span<float> codes, std::span<float> decoded) {

@@ -25,6 +25,18 @@ QuantizedMatrix::QuantizedMatrix(const GridSpec& grid, int64_t n, int64_t k)
       scales(grid.groups(k), n),
       zeros(static_cast<size_t>(grid.groups(k) * n)) {}
 
+QuantizedMatrix QuantizedMatrix::clone() const {
+  QuantizedMatrix copy;
+  copy.spec = spec;
+  copy.rows = rows;
+  copy.cols = cols;
+  copy.codes = codes;
+  copy.scales = scales.clone();
+  copy.zeros = zeros;
+  copy.f16_decode = f16_decode;
+  return copy;
+}
+
 Mat QuantizedMatrix::decode() const {
   Mat out = Mat::uninitialized(rows, cols);
   const int64_t length = spec.group_length(cols);

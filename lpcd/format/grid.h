@@ -59,8 +59,29 @@ struct FitOptions {
 
 /// Scale and zero of R rows for one group.
 struct GroupParameters {
-  std::vector<float> scale;  ///< [R]
+  std::vector<float> scale;  ///< [R], not 0; a symmetric grid may have negative ones
   std::vector<float> zero;   ///< [R], whole numbers
+};
+
+/// Scales and zeros that a search tries for R rows at once, as they are stored (f16 scales).
+///
+/// Symmetric grids: the range is shrunk in steps, down to what pays at the width, with either sign
+/// of the scale: codes reach one step further on the negative side, and a negative scale turns that
+/// side to the longer tail. Asymmetric grids: both ends are shrunk independently.
+class GroupCandidates {
+ public:
+  /// Shapes    w [g, R], as fit_group.
+  GroupCandidates(ConstView w, const GridSpec& spec, const FitOptions& options);
+
+  [[nodiscard]] int count() const;
+  /// Errors    kNonFinite if a scale overflows f16.
+  void get(int candidate, GroupParameters& parameters) const;
+
+ private:
+  GridSpec spec_;
+  FitOptions options_;
+  std::vector<float> low_;   // [R]
+  std::vector<float> high_;  // [R]
 };
 
 /// Chooses scale and zero for R rows at once.
@@ -93,6 +114,7 @@ struct QuantizedMatrix {
   QuantizedMatrix() = default;
   QuantizedMatrix(const GridSpec& grid, int64_t n, int64_t k);
 
+  [[nodiscard]] QuantizedMatrix clone() const;
   [[nodiscard]] int64_t groups() const { return spec.groups(cols); }
   /// Shapes    result [N, K]. Numerics: scale * (code - zero) in f32.
   [[nodiscard]] Mat decode() const;

@@ -3,18 +3,21 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <optional>
 
 #include "lpcd/base/raise.h"
-#include "lpcd/linalg/blas.h"
-#include "lpcd/linalg/parallel.h"
-#include "lpcd/nn/ops.h"
+#include "lpcd/submodules/relax.h"
+#include "lpcd/submodules/sums.h"
 
 namespace lpcd::pipeline {
 namespace {
 
 using arch::Role;
 using submodules::CrossMoments;
+using submodules::Half;
+using submodules::Part;
+using submodules::squared_distance;
+using submodules::squared_norm;
+using submodules::subtract;
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
@@ -26,87 +29,36 @@ FloatView sized(Mat& buffer, int64_t rows, int64_t cols) {
   return buffer.view().rows_range(0, rows);
 }
 
-constexpr int64_t kElementRows = 256;  // rows per task of element-wise work
-
-void subtract(const RunContext& ctx, ConstView x, ConstView y, FloatView out) {
-  linalg::parallel_for(ctx, ceil_div(x.rows(), kElementRows), [&](int64_t task) {
-    const int64_t r0 = task * kElementRows;
-    const int64_t n = std::min(kElementRows, x.rows() - r0);
-    nn::subtract(x.rows_range(r0, n), y.rows_range(r0, n), out.rows_range(r0, n));
-  });
-}
-
-double summed(const RunContext& ctx, int64_t rows,
-              const std::function<double(int64_t, int64_t)>& part) {
-  std::vector<double> sums(static_cast<size_t>(ceil_div(rows, kElementRows)));
-  linalg::parallel_for(ctx, static_cast<int64_t>(sums.size()), [&](int64_t task) {
-    const int64_t r0 = task * kElementRows;
-    sums[static_cast<size_t>(task)] = part(r0, std::min(kElementRows, rows - r0));
-  });
-  double total = 0;
-  for (const double s : sums) total += s;
-  return total;
-}
-
-double squared_norm(const RunContext& ctx, ConstView x) {
-  return summed(ctx, x.rows(),
-                [&](int64_t r0, int64_t n) { return nn::squared_norm(x.rows_range(r0, n)); });
-}
-
-double squared_distance(const RunContext& ctx, ConstView x, ConstView y) {
-  return summed(ctx, x.rows(), [&](int64_t r0, int64_t n) {
-    return nn::squared_distance(x.rows_range(r0, n), y.rows_range(r0, n));
-  });
-}
-
-}  // namespace
-
-class BlockRunner::Moments {
+// The streams around a half block, as submodules want to see them.
+class StreamSource final : public submodules::SequenceSource {
  public:
-  Moments(const arch::ModelConfig& config, const LayerPlan& layer, bool equal_inputs)
-      : h_(config.shape(layer.role)[1]) {
-    const auto shape = config.shape(layer.role);
-    if (layer.cross.input && !equal_inputs) input_.emplace(shape[1], shape[1]);
-    if (layer.cross.output != CrossMoments::Output::kNone) output_.emplace(shape[0], shape[1]);
+  StreamSource(const RunContext& ctx, const Plan& plan, const Streams& streams, int64_t chunk)
+      : ctx_(ctx), plan_(plan), streams_(streams), chunk_(chunk) {}
+
+  int64_t tokens(Part part) const override { return plan_.tokens(part); }
+  int64_t seq_len() const override { return plan_.seq_len; }
+
+  void for_chunks(
+      Part part, const std::function<void(const submodules::SequenceChunk&)>& body) const override {
+    plan_.for_chunks(chunk_, [&](Part of, int64_t r0, int64_t n) {
+      if (of != part) return;
+      ctx_.throw_if_cancelled();
+      body({.x_f = streams_.original.read(r0, n, x_f_),
+            .x_q = streams_.quantized.read(r0, n, x_q_),
+            .y_f = streams_.target.read(r0, n, y_f_),
+            .first_row = r0});
+    });
   }
-
-  [[nodiscard]] bool wants_original_input() const { return input_.has_value(); }
-  [[nodiscard]] bool wants_missing_output() const { return output_.has_value(); }
-
-  // Each add returns the FLOPs it took; x_f is looked at only if it is wanted.
-  double add_inputs(const RunContext& ctx, ConstView x_f, ConstView x_q, int64_t slab) {
-    const auto tokens = static_cast<double>(x_q.rows());
-    const auto k = static_cast<double>(x_q.cols());
-    h_.add(ctx, x_q, slab);
-    if (!input_) return tokens * k * (k + 1);
-    const FloatView difference = sized(difference_, x_q.rows(), x_q.cols());
-    subtract(ctx, x_f, x_q, difference);
-    input_->add(ctx, difference, x_q, slab);
-    return tokens * k * (3 * k + 1);
-  }
-
-  double add_missing(const RunContext& ctx, ConstView missing, ConstView y_f, ConstView x_q,
-                     int64_t slab) {
-    output_->add(ctx, missing, x_q, slab);
-    missing_energy_ += squared_norm(ctx, missing);
-    output_energy_ += squared_norm(ctx, y_f);
-    return 2 * static_cast<double>(x_q.rows()) * static_cast<double>(missing.cols() * x_q.cols());
-  }
-
-  Mat finish_h(const RunContext& ctx) { return std::move(h_).finish(ctx); }
-  Mat finish_input() { return input_ ? std::move(*input_).finish() : Mat(); }
-  Mat finish_output() { return output_ ? std::move(*output_).finish() : Mat(); }
-  [[nodiscard]] double missing_energy() const { return missing_energy_; }
-  [[nodiscard]] double output_energy() const { return output_energy_; }
 
  private:
-  calib::GramAccumulator h_;
-  std::optional<calib::CrossAccumulator> input_;
-  std::optional<calib::CrossAccumulator> output_;
-  Mat difference_;
-  double missing_energy_ = 0;  // sum of |r|^2
-  double output_energy_ = 0;   // sum of |y_f|^2
+  const RunContext& ctx_;
+  const Plan& plan_;
+  const Streams& streams_;
+  int64_t chunk_;
+  mutable Mat x_f_, x_q_, y_f_;
 };
+
+}  // namespace
 
 BlockRunner::BlockRunner(const RunContext& ctx, const Plan& plan, const arch::ModelConfig& config,
                          const arch::BlockForward& forward, const std::string& scratch_directory,
@@ -124,11 +76,10 @@ const char* BlockRunner::primary_stage() const {
 
 template <typename Body>
 void BlockRunner::for_chunks(const Body& body) {
-  const int64_t chunk = forward_.tiling().chunk_rows;
-  for (int64_t r0 = 0; r0 < plan_.tokens(); r0 += chunk) {
+  plan_.for_chunks(forward_.tiling().chunk_rows, [&](Part part, int64_t r0, int64_t n) {
     ctx_.throw_if_cancelled();
-    body(r0, std::min(chunk, plan_.tokens() - r0));
-  }
+    body(part, r0, n);
+  });
 }
 
 template <typename Work>
@@ -151,6 +102,7 @@ QuantizedLayers BlockRunner::run(int64_t block, arch::BlockWeights original, Str
   record_ = &record;
   record.block = block;
   layers_.clear();
+  records_.clear();
   for (size_t i = 0; i < arch::kRoleCount; ++i) {  // norms and biases stay as they are
     const auto role = static_cast<Role>(i);
     if (!arch::is_linear_role(role)) quantized_[role] = original_[role].clone();
@@ -158,6 +110,9 @@ QuantizedLayers BlockRunner::run(int64_t block, arch::BlockWeights original, Str
   if (plan_.quantized_stream && attention_out_.empty()) {
     attention_out_ = calib::ActivationStore(plan_.tokens(), config_.heads * config_.head_dim,
                                             scratch_directory_);
+  }
+  if (both_streams() && streams.target.empty()) {
+    streams.target = calib::ActivationStore(plan_.tokens(), config_.hidden, scratch_directory_);
   }
   if (plan_.keep_ffn_activations && ffn_out_.empty()) {
     ffn_out_ = calib::ActivationStore(plan_.tokens(), config_.ffn, "");
@@ -168,6 +123,7 @@ QuantizedLayers BlockRunner::run(int64_t block, arch::BlockWeights original, Str
   ffn_output();
   if (plan_.quantized_stream) block_output();
   streams.equal = false;
+  for (const Role role : arch::kLinearRoles) record.layers.push_back(std::move(records_[role]));
   record.seconds = seconds_since(start);
   return std::move(layers_);
 }
@@ -181,31 +137,51 @@ FloatView BlockRunner::primary_attention_norm(int64_t r0, int64_t n) {
   return a;
 }
 
+SiteMoments BlockRunner::start_moments(Site site) const {
+  CrossMoments cross;
+  for (const Role role : roles_of(site)) {
+    const CrossMoments& wanted = plan_.layer(block_, role).cross;
+    cross.input = cross.input || wanted.input;
+    if (wanted.output != CrossMoments::Output::kNone) cross.output = wanted.output;
+  }
+  if (site == Site::kAttentionInput && streams_->equal) cross.input = false;
+  const auto shape = config_.shape(roles_of(site)[0]);
+  return {shape[0], shape[1], cross};
+}
+
 void BlockRunner::attention_input() {
-  Moments moments(config_, plan_.layer(block_, Role::kQ), streams_->equal);
-  for_chunks([&](int64_t r0, int64_t n) {
+  SiteMoments moments = start_moments(Site::kAttentionInput);
+  for_chunks([&](Part part, int64_t r0, int64_t n) {
     const FloatView a_q = primary_attention_norm(r0, n);
     FloatView a_f;
-    if (moments.wants_original_input()) {
+    const FloatView x_f = both_streams() ? streams_->original.read(r0, n, xf_) : FloatView();
+    if (both_streams()) {
       a_f = sized(af_, n, config_.hidden);
       timed("forward original", [&] {
-        forward_.attention_norm(ctx_, original_, streams_->original.read(r0, n, xf_), a_f);
-        return 0.0;
+        forward_.attention_norm(ctx_, original_, x_f, a_f);
+        const FloatView y_f = streams_->target.target(r0, n, r_);
+        const FloatView z_f = sized(zf_, n, config_.heads * config_.head_dim);
+        forward_.attention(ctx_, original_, a_f, z_f);
+        copy(x_f, y_f);
+        forward_.add_projection(ctx_, z_f, original_[Role::kO], y_f);
+        streams_->target.write(r0, y_f);
+        return static_cast<double>(n) *
+               (forward_.attention_flops() + forward_.projection_flops(Role::kO));
       });
     }
     timed("moments",
-          [&] { return moments.add_inputs(ctx_, a_f, a_q, forward_.tiling().slab_rows); });
+          [&] { return moments.add_inputs(ctx_, part, a_f, a_q, forward_.tiling().slab_rows); });
   });
   solve_site(Site::kAttentionInput, std::move(moments));
+  descend(Half::kAttention);
 }
 
 void BlockRunner::attention_output() {
-  const LayerPlan& layer = plan_.layer(block_, Role::kO);
-  Moments moments(config_, layer, false);
+  SiteMoments moments = start_moments(Site::kAttentionOutput);
   const int64_t slab = forward_.tiling().slab_rows;
   const int64_t width = config_.heads * config_.head_dim;
   const double projection = forward_.projection_flops(Role::kO);
-  for_chunks([&](int64_t r0, int64_t n) {
+  for_chunks([&](Part part, int64_t r0, int64_t n) {
     const auto tokens = static_cast<double>(n);
     const FloatView a_q = primary_attention_norm(r0, n);
     const FloatView z_q =
@@ -215,49 +191,47 @@ void BlockRunner::attention_output() {
       return tokens * forward_.attention_flops();
     });
     if (plan_.quantized_stream) attention_out_.write(r0, z_q);
-    if (!plan_.original_stream) {
-      timed("moments", [&] { return moments.add_inputs(ctx_, {}, z_q, slab); });
-      return;
-    }
-    const FloatView x_f = streams_->original.read(r0, n, xf_);
-    const FloatView r = sized(r_, n, config_.hidden);
-    ConstView z_f = z_q;
-    if (both_streams()) {
-      const FloatView z = sized(zf_, n, width);
+    FloatView z_f;
+    if (moments.wants_original_input()) {
+      z_f = sized(zf_, n, width);
       timed("forward original", [&] {
         const FloatView a_f = sized(af_, n, config_.hidden);
-        forward_.attention_norm(ctx_, original_, x_f, a_f);
-        forward_.attention(ctx_, original_, a_f, z);
+        forward_.attention_norm(ctx_, original_, streams_->original.read(r0, n, xf_), a_f);
+        forward_.attention(ctx_, original_, a_f, z_f);
         return tokens * forward_.attention_flops();
       });
-      z_f = z;
     }
-    // What the output is compared with: h_q for the residual path, h_f for the layer alone.
-    if (moments.wants_missing_output()) {
-      const bool residual = layer.cross.output == CrossMoments::Output::kResidual;
-      copy(residual ? streams_->quantized.read(r0, n, xq_) : x_f, r);
+    timed("moments", [&] { return moments.add_inputs(ctx_, part, z_f, z_q, slab); });
+    if (!plan_.original_stream) return;
+    if (!both_streams()) {
+      timed("forward original", [&] {
+        const FloatView x_f = streams_->original.read(r0, n, xf_);
+        forward_.add_projection(ctx_, z_q, original_[Role::kO], x_f);
+        streams_->original.write(r0, x_f);
+        return tokens * projection;
+      });
+      return;
     }
-    timed("forward original", [&] {
-      forward_.add_projection(ctx_, z_f, original_[Role::kO], x_f);
-      return tokens * projection;
-    });
-    streams_->original.write(r0, x_f);
+    if (!moments.wants_missing_output()) return;
     timed("moments", [&] {
-      double flops = moments.add_inputs(ctx_, z_f, z_q, slab);
-      if (moments.wants_missing_output()) {
-        forward_.add_projection(ctx_, z_q, original_[Role::kO], r);
-        subtract(ctx_, x_f, r, r);
-        flops += tokens * projection + moments.add_missing(ctx_, r, x_f, z_q, slab);
-      }
-      return flops;
+      // What the output is compared with: h_q for the residual path, h_f for the layer alone.
+      const FloatView r = sized(r_, n, config_.hidden);
+      const bool residual = moments.output() == CrossMoments::Output::kResidual;
+      copy(residual ? streams_->quantized.read(r0, n, xq_) : streams_->original.read(r0, n, xf_),
+           r);
+      forward_.add_projection(ctx_, z_q, original_[Role::kO], r);
+      const FloatView y_f = streams_->target.read(r0, n, xf_);
+      subtract(ctx_, y_f, r, r);
+      return tokens * projection + moments.add_missing(ctx_, part, r, y_f, z_q, slab);
     });
   });
+  if (both_streams()) std::swap(streams_->original, streams_->target);
   solve_site(Site::kAttentionOutput, std::move(moments));
 }
 
 void BlockRunner::ffn_input() {
-  Moments moments(config_, plan_.layer(block_, Role::kGate), false);
-  for_chunks([&](int64_t r0, int64_t n) {
+  SiteMoments moments = start_moments(Site::kFfnInput);
+  for_chunks([&](Part part, int64_t r0, int64_t n) {
     const FloatView x = streams_->primary().read(r0, n, xq_);
     const FloatView m_q = sized(aq_, n, config_.hidden);
     timed(primary_stage(), [&] {
@@ -271,25 +245,33 @@ void BlockRunner::ffn_input() {
       return flops;
     });
     FloatView m_f;
-    if (moments.wants_original_input()) {
+    if (both_streams()) {
       m_f = sized(af_, n, config_.hidden);
       timed("forward original", [&] {
-        forward_.ffn_norm(ctx_, original_, streams_->original.read(r0, n, xf_), m_f);
-        return 0.0;
+        const FloatView x_f = streams_->original.read(r0, n, xf_);
+        forward_.ffn_norm(ctx_, original_, x_f, m_f);
+        const FloatView y_f = streams_->target.target(r0, n, r_);
+        const FloatView u_f = sized(uf_, n, config_.ffn);
+        forward_.ffn_activation(ctx_, original_, m_f, u_f);
+        copy(x_f, y_f);
+        forward_.add_projection(ctx_, u_f, original_[Role::kDown], y_f);
+        streams_->target.write(r0, y_f);
+        return static_cast<double>(n) *
+               (forward_.ffn_activation_flops() + forward_.projection_flops(Role::kDown));
       });
     }
     timed("moments",
-          [&] { return moments.add_inputs(ctx_, m_f, m_q, forward_.tiling().slab_rows); });
+          [&] { return moments.add_inputs(ctx_, part, m_f, m_q, forward_.tiling().slab_rows); });
   });
   solve_site(Site::kFfnInput, std::move(moments));
+  descend(Half::kFfn);
 }
 
 void BlockRunner::ffn_output() {
-  const LayerPlan& layer = plan_.layer(block_, Role::kDown);
-  Moments moments(config_, layer, false);
+  SiteMoments moments = start_moments(Site::kFfnOutput);
   const int64_t slab = forward_.tiling().slab_rows;
   const double projection = forward_.projection_flops(Role::kDown);
-  for_chunks([&](int64_t r0, int64_t n) {
+  for_chunks([&](Part part, int64_t r0, int64_t n) {
     const auto tokens = static_cast<double>(n);
     const FloatView m = sized(aq_, n, config_.hidden);
     const FloatView x_q = streams_->primary().read(r0, n, xq_);
@@ -300,47 +282,46 @@ void BlockRunner::ffn_output() {
       forward_.ffn_activation(ctx_, primary_weights(), m, u_q);
       return tokens * forward_.ffn_activation_flops();
     });
-    if (!plan_.original_stream) {
-      timed("moments", [&] { return moments.add_inputs(ctx_, {}, u_q, slab); });
-      return;
-    }
-    const FloatView x_f = streams_->original.read(r0, n, xf_);
-    const FloatView r = sized(r_, n, config_.hidden);
-    ConstView u_f = u_q;
-    if (both_streams()) {
-      const FloatView u = sized(uf_, n, config_.ffn);
+    FloatView u_f;
+    if (moments.wants_original_input()) {
+      u_f = sized(uf_, n, config_.ffn);
       timed("forward original", [&] {
-        forward_.ffn_norm(ctx_, original_, x_f, m);
-        forward_.ffn_activation(ctx_, original_, m, u);
+        const FloatView m_f = sized(af_, n, config_.hidden);
+        forward_.ffn_norm(ctx_, original_, streams_->original.read(r0, n, xf_), m_f);
+        forward_.ffn_activation(ctx_, original_, m_f, u_f);
         return tokens * forward_.ffn_activation_flops();
       });
-      u_f = u;
     }
-    if (moments.wants_missing_output()) {
-      copy(layer.cross.output == CrossMoments::Output::kResidual ? x_q : x_f, r);
+    timed("moments", [&] { return moments.add_inputs(ctx_, part, u_f, u_q, slab); });
+    if (!plan_.original_stream) return;
+    if (!both_streams()) {
+      timed("forward original", [&] {
+        const FloatView x_f = streams_->original.read(r0, n, xf_);
+        forward_.add_projection(ctx_, u_q, original_[Role::kDown], x_f);
+        streams_->original.write(r0, x_f);
+        return tokens * projection;
+      });
+      return;
     }
-    timed("forward original", [&] {
-      forward_.add_projection(ctx_, u_f, original_[Role::kDown], x_f);
-      return tokens * projection;
-    });
-    streams_->original.write(r0, x_f);
+    if (!moments.wants_missing_output()) return;
     timed("moments", [&] {
-      double flops = moments.add_inputs(ctx_, u_f, u_q, slab);
-      if (moments.wants_missing_output()) {
-        forward_.add_projection(ctx_, u_q, original_[Role::kDown], r);
-        subtract(ctx_, x_f, r, r);
-        flops += tokens * projection + moments.add_missing(ctx_, r, x_f, u_q, slab);
-      }
-      return flops;
+      const FloatView r = sized(r_, n, config_.hidden);
+      const bool residual = moments.output() == CrossMoments::Output::kResidual;
+      copy(residual ? x_q : streams_->original.read(r0, n, xf_), r);
+      forward_.add_projection(ctx_, u_q, original_[Role::kDown], r);
+      const FloatView y_f = streams_->target.read(r0, n, xf_);
+      subtract(ctx_, y_f, r, r);
+      return tokens * projection + moments.add_missing(ctx_, part, r, y_f, u_q, slab);
     });
   });
+  if (both_streams()) std::swap(streams_->original, streams_->target);
   solve_site(Site::kFfnOutput, std::move(moments));
 }
 
 void BlockRunner::block_output() {
-  double difference = 0;
-  double energy = 0;
-  for_chunks([&](int64_t r0, int64_t n) {
+  std::array<double, 2> difference = {};
+  std::array<double, 2> energy = {};
+  for_chunks([&](Part part, int64_t r0, int64_t n) {
     const FloatView x_q = streams_->quantized.read(r0, n, xq_);
     timed("forward quantized", [&] {
       const auto tokens = static_cast<double>(n);
@@ -360,79 +341,351 @@ void BlockRunner::block_output() {
       return flops;
     });
     streams_->quantized.write(r0, x_q);
+    const auto i = static_cast<size_t>(part);
     if (both_streams()) {
       const FloatView x_f = streams_->original.read(r0, n, xf_);
-      difference += squared_distance(ctx_, x_q, x_f);
-      energy += squared_norm(ctx_, x_f);
+      difference[i] += squared_distance(ctx_, x_q, x_f);
+      energy[i] += squared_norm(ctx_, x_f);
     } else {
-      energy += squared_norm(ctx_, x_q);
+      energy[i] += squared_norm(ctx_, x_q);
     }
   });
-  if (!std::isfinite(energy) || !std::isfinite(difference)) {
+  if (!std::isfinite(energy[0] + energy[1]) || !std::isfinite(difference[0] + difference[1])) {
     raise(ErrorCode::kNonFinite, "activations are not finite; the weights overflow in f32");
   }
-  if (both_streams() && energy > 0) record_->output_error = difference / energy;
+  if (!both_streams()) return;
+  if (energy[0] > 0) record_->output_error = difference[0] / energy[0];
+  if (energy[1] > 0) record_->held_out_error = difference[1] / energy[1];
 }
 
-void BlockRunner::solve_site(Site site, Moments moments) {
+solve::Metric BlockRunner::metric_of(Mat h, double damping) const {
+  const auto order =
+      plan_.options.act_order ? solve::ColumnOrder::kActivation : solve::ColumnOrder::kNatural;
+  return solve::make_metric(ctx_, std::move(h), {.fraction = damping}, order);
+}
+
+format::QuantizedMatrix BlockRunner::project(const LayerPlan& layer, ConstView target,
+                                             const solve::Metric& metric) const {
+  const solve::ProjectOptions options = project_options(plan_, layer);
+  auto q = plan_.options.method == Method::kGptq
+               ? solve::project_gptq(ctx_, target, metric, options)
+               : solve::project_rtn(ctx_, target, metric, options);
+  q.f16_decode = plan_.solver.reference;
+  return q;
+}
+
+void BlockRunner::solve_site(Site site, SiteMoments moments) {
   ctx_.throw_if_cancelled();
   timed("solve", [&] {
-    const auto start = Clock::now();
-    const Mat cross_input = moments.finish_input();
-    const Mat cross_output = moments.finish_output();
-    const auto order =
-        plan_.options.act_order ? solve::ColumnOrder::kActivation : solve::ColumnOrder::kNatural;
-    const solve::Metric metric = solve::make_metric(ctx_, moments.finish_h(ctx_),
-                                                    {.fraction = plan_.options.percdamp}, order);
-    const auto k = static_cast<double>(metric.inputs());
-    double flops = k * k * k;
-    const double shared_seconds = seconds_since(start);
+    SiteMoments::Finished solve_part = moments.finish(ctx_, Part::kSolve);
+    const SiteMoments::Finished held_out = moments.finish(ctx_, Part::kHeldOut);
+    Mat h = std::move(solve_part.h);
+    double flops = 0;
     for (const Role role : roles_of(site)) {
-      const auto layer_start = Clock::now();
+      const auto start = Clock::now();
       const LayerPlan& layer = plan_.layer(block_, role);
-      const solve::ProjectOptions options = project_options(plan_, layer);
-      const auto project = [&](ConstView target) {
-        auto q = plan_.options.method == Method::kGptq
-                     ? solve::project_gptq(ctx_, target, metric, options)
-                     : solve::project_rtn(ctx_, target, options);
-        q.f16_decode = plan_.solver.reference;
-        return q;
-      };
-      report::LayerRecord& record = record_->layers.emplace_back();
+      report::LayerRecord& record = records_[role];
       record.name = layer.name;
       record.submodule = layer.submodule->name();
       record.grid = layer.grid.text();
-      record.damping = metric.factor.lambda;
-      record.damping_raised = metric.factor.raised;
-      const submodules::LayerProblem problem{
-          .role = role,
-          .weight = original_[role],
-          .metric = &metric,
-          .cross_input = cross_input,
-          .cross_output = cross_output,
-          .missing_energy = cross_output.empty()
-                                ? -1
-                                : moments.missing_energy() / static_cast<double>(plan_.tokens()),
-          .output_energy = cross_output.empty()
-                               ? -1
-                               : moments.output_energy() / static_cast<double>(plan_.tokens())};
-      format::QuantizedMatrix q = with_context(layer.name, [&] {
-        return layer.submodule->solve(ctx_, problem, plan_.solver, project, record);
-      });
-      quantized_[role] = q.decode();
-      if (observer_) observer_(role, q, quantized_[role]);
-      record.weight_error = squared_distance(ctx_, quantized_[role], original_[role]) /
-                            std::max(squared_norm(ctx_, original_[role]), 1e-30);
-      layers_.emplace(role, std::move(q));
+      submodules::LayerProblem problem{.role = role,
+                                       .weight = original_[role],
+                                       .solve = solve_part.view(),
+                                       .held_out = held_out.view()};
+      if (!layer.cross.input) problem.solve.cross_input = problem.held_out.cross_input = {};
+      if (plan_.solver.reference && relaxed_later(role)) {
+        targets_.insert_or_assign(role, original_[role].clone());
+        dampings_[role] = plan_.dampings.front();
+        quantized_[role] = original_[role].clone();
+        continue;
+      }
+      Solution solution =
+          with_context(layer.name, [&] { return solve_layer(layer, problem, h, record); });
+      quantized_[role] = solution.quantized.decode();
+      layers_.insert_or_assign(role, std::move(solution.quantized));
+      targets_.insert_or_assign(role, std::move(solution.target));
+      dampings_[role] = solution.damping;
+      settle(role);
+      record.seconds = seconds_since(start);
       const auto n = static_cast<double>(original_[role].rows());
-      flops += n * k * k;
-      if (!cross_input.empty()) flops += 2 * n * k * k;
-      if (!cross_input.empty() || !cross_output.empty()) flops += 2 * n * k * k;
-      record.seconds =
-          seconds_since(layer_start) + shared_seconds / static_cast<double>(roles_of(site).size());
+      const auto k = static_cast<double>(original_[role].cols());
+      // Cholesky, inverse, and reading them once; GPTQ; correction.
+      flops += static_cast<double>(plan_.dampings.size()) *
+               (k * k * k + n * k * k * (layer.cross.input ? 5 : 3));
     }
+    site_h_ = std::move(h);
     return flops;
   });
+}
+
+BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
+                                               const submodules::LayerProblem& problem, Mat& h,
+                                               report::LayerRecord& record) {
+  const auto put = [&](ConstView target, const solve::Metric& metric) {
+    return project(layer, target, metric);
+  };
+  Solution best;
+  double best_error = 0;
+  const Mat missing =
+      problem.has_held_out() ? submodules::missing_output(ctx_, problem, problem.held_out) : Mat();
+  for (const double damping : plan_.dampings) {
+    solve::Metric metric = metric_of(std::move(h), damping);
+    Solution trial{.damping = damping};
+    double strength = 0;
+    if (plan_.solver.reference) {
+      trial.quantized =
+          layer.submodule->solve_as_reference(ctx_, problem, metric, plan_.solver, put, record);
+      strength = record.strength;
+    } else {
+      submodules::Target target =
+          submodules::correct(ctx_, problem, metric, layer.submodule->strength(plan_.solver));
+      trial.target = std::move(target.weight);
+      strength = target.strength;
+      trial.quantized = put(trial.target, metric);
+    }
+    const bool judged = problem.has_held_out();
+    const double error = judged ? submodules::layer_error(ctx_, problem, problem.held_out, missing,
+                                                          trial.quantized.decode())
+                                : 0;
+    const bool better = best.quantized.codes.empty() || error < best_error;
+    if (judged) {
+      record.candidates.push_back({.target = "layer",
+                                   .metric = "inputs",
+                                   .percdamp = damping,
+                                   .strength = strength,
+                                   .held_out = error});
+    }
+    if (better) {
+      for (report::Candidate& c : record.candidates) c.chosen = false;
+      if (judged) record.candidates.back().chosen = true;
+      record.damping = metric.factor.lambda;
+      record.damping_raised = metric.factor.raised;
+      record.strength = strength;
+      best = std::move(trial);
+      best_error = error;
+    }
+    h = std::move(metric.h);
+  }
+  // Relative to what the original gives, where that is known.
+  const submodules::LayerMoments& known = problem.solve;
+  if (known.missing_energy >= 0 && known.output_energy > 0) {
+    submodules::LayerMoments with_h = known;
+    with_h.h = h;
+    const auto relative = [&](ConstView weight) {
+      return std::max(0.0,
+                      submodules::layer_error(ctx_, problem, with_h, known.cross_output, weight)) /
+             known.output_energy;
+    };
+    record.objective_before = relative(problem.weight);
+    if (!best.target.empty()) record.objective_relaxed = relative(best.target);
+    record.objective_projected = relative(best.quantized.decode());
+  }
+  return best;
+}
+
+bool BlockRunner::relaxed_later(Role role) const {
+  return std::ranges::any_of(plan_.coupled, [&](const submodules::CoupledInfo* info) {
+    return std::ranges::find(info->relaxed, role) != info->relaxed.end();
+  });
+}
+
+void BlockRunner::settle(Role role) {
+  if (observer_) observer_(role, layers_.at(role), quantized_[role]);
+  records_[role].weight_error = squared_distance(ctx_, quantized_[role], original_[role]) /
+                                std::max(squared_norm(ctx_, original_[role]), 1e-30);
+}
+
+void BlockRunner::descend(Half half) {
+  const int64_t chunk = plan_.options.solver == Solver::kGd ? submodules::kAdamChunk * plan_.seq_len
+                                                            : forward_.tiling().chunk_rows;
+  const StreamSource source(ctx_, plan_, *streams_, chunk);
+  for (const submodules::CoupledInfo* info : plan_.coupled) {
+    if (info->half != half) continue;
+    timed("relax", [&] {
+      descend_on(*info, source);
+      const auto coupled = info->make(forward_, original_);
+      double flops = 0;
+      for (const Role role : info->relaxed) {
+        const double cost = coupled->flops(role);
+        flops +=
+            plan_.options.alt_steps * cost *
+            (static_cast<double>(plan_.tokens(Part::kSolve)) * (2 + plan_.options.cg_iterations) +
+             static_cast<double>(plan_.tokens(Part::kHeldOut)) * 4);
+      }
+      return flops;
+    });
+  }
+  targets_.clear();
+  site_h_ = Mat();
+}
+
+void BlockRunner::descend_on(const submodules::CoupledInfo& info,
+                             const submodules::SequenceSource& source) {
+  const auto coupled =
+      (plan_.solver.reference ? info.make_reference : info.make)(forward_, original_);
+  if (plan_.keep_ffn_activations) coupled->set_cache(&ffn_out_);  // not in use yet
+  const submodules::Energies energies =
+      submodules::measure_energies(ctx_, *coupled, source, quantized_);
+  const bool judged = plan_.held_out_sequences > 0;
+  // Layers behind those in work, and those that another submodule will visit, at their real-valued
+  // weights.
+  std::map<Role, Mat> decided;
+  const auto set_real = [&](Role role) {
+    auto target = targets_.find(role);
+    const Mat& real = target != targets_.end() ? target->second : original_[role];
+    decided.insert_or_assign(role, std::move(quantized_[role]));
+    quantized_[role] = real.clone();
+  };
+  const bool attention = info.half == Half::kAttention;
+  quantized_[attention ? Role::kO : Role::kDown] =
+      original_[attention ? Role::kO : Role::kDown].clone();
+  bool passed = false;
+  for (const submodules::CoupledInfo* other : plan_.coupled) {
+    if (other == &info) passed = true;
+    if (other->half != info.half || !passed) continue;
+    for (const Role role : other->relaxed) set_real(role);
+  }
+
+  std::map<Role, format::QuantizedMatrix> baseline;
+  for (const Role role : info.relaxed) {
+    if (judged) baseline.emplace(role, layers_.at(role).clone());
+  }
+  for (int cycle = 0; cycle < plan_.options.alt_steps; ++cycle) {
+    for (const Role role : info.relaxed) {
+      with_context(records_[role].name, [&] {
+        if (plan_.solver.reference) {
+          relax_as_reference(info, *coupled, source, energies, role);
+        } else {
+          relax_layer(info, *coupled, source, energies, role, cycle);
+        }
+      });
+      decided.erase(role);
+    }
+  }
+  // One by one each layer is at least as good as its baseline; together they may not be.
+  if (judged && info.relaxed.size() > 1) {
+    const double together =
+        submodules::relative_error(ctx_, *coupled, source, Part::kHeldOut, energies, quantized_);
+    arch::BlockWeights before;
+    for (const Role role : info.relaxed) {
+      before[role] = std::move(quantized_[role]);
+      quantized_[role] = baseline.at(role).decode();
+    }
+    if (submodules::relative_error(ctx_, *coupled, source, Part::kHeldOut, energies, quantized_) <
+        together) {
+      for (const Role role : info.relaxed) {
+        layers_.insert_or_assign(role, std::move(baseline.at(role)));
+      }
+      record_->rolled_back.emplace_back(info.name);
+    } else {
+      for (const Role role : info.relaxed) quantized_[role] = std::move(before[role]);
+    }
+  }
+  for (auto& [role, weight] : decided) quantized_[role] = std::move(weight);
+  if (plan_.solver.reference) return;
+  for (const Role role : info.relaxed) settle(role);
+}
+
+void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
+                              const submodules::Coupled& coupled,
+                              const submodules::SequenceSource& source,
+                              const submodules::Energies& energies, Role role, int cycle) {
+  const LayerPlan& layer = plan_.layer(block_, role);
+  const bool judged = plan_.held_out_sequences > 0;
+  report::RelaxationRecord record{.submodule = std::string(info.name), .cycle = cycle};
+  quantized_[role] = targets_.at(role).clone();
+  const submodules::Factors factors =
+      submodules::measure_factors(ctx_, coupled, role, source, quantized_);
+  const double damping = dampings_.at(role);
+  const submodules::Relaxed relaxed = submodules::relax(
+      ctx_, coupled, role, source, quantized_, factors, energies,
+      {.adam = plan_.options.solver == Solver::kGd,
+       .adam_options = adam_options(),
+       .iterations = plan_.options.cg_iterations,
+       .ridge = damping,
+       .strength = plan_.solver.lpcd_strength.value_or(submodules::kDefaultStrength)});
+  const double strength = plan_.solver.lpcd_strength.value_or(relaxed.strength);
+  record.strength = strength;
+  record.objective_before = relaxed.objective_before;
+  record.objective_relaxed = relaxed.objective_relaxed;
+  record.residual = relaxed.residual;
+  Mat target = targets_.at(role).clone();
+  for (int64_t i = 0; i < target.size(); ++i) {
+    target.data()[i] += static_cast<float>(strength) * relaxed.step.data()[i];
+  }
+
+  const auto error_of = [&](const format::QuantizedMatrix& q) {
+    quantized_[role] = q.decode();
+    return judged ? submodules::relative_error(ctx_, coupled, source, Part::kHeldOut, energies,
+                                               quantized_)
+                  : 0.0;
+  };
+  record.baseline = error_of(layers_.at(role));
+  record.projected = record.baseline;
+  const auto consider = [&](ConstView wanted, double share, const solve::Metric& metric,
+                            const char* metric_name, const char* target_name) {
+    format::QuantizedMatrix q = project(layer, wanted, metric);
+    const double error = error_of(q);
+    record.candidates.push_back({.target = target_name,
+                                 .metric = metric_name,
+                                 .percdamp = damping,
+                                 .strength = share,
+                                 .held_out = error});
+    if (!judged || error < record.projected) {
+      for (report::Candidate& c : record.candidates) c.chosen = false;
+      record.candidates.back().chosen = true;
+      record.projected = error;
+      layers_.insert_or_assign(role, std::move(q));
+    }
+  };
+  solve::Metric inputs = metric_of(std::move(site_h_), damping);
+  if (strength > 0 || !judged) consider(target, strength, inputs, "inputs", "submodule");
+  site_h_ = std::move(inputs.h);
+  if (plan_.options.own_metric) {
+    const solve::Metric own = metric_of(factors.input.clone(), damping);
+    if (judged) consider(targets_.at(role), 0, own, "submodule", "layer");
+    if (strength > 0 || !judged) consider(target, strength, own, "submodule", "submodule");
+  }
+  quantized_[role] = layers_.at(role).decode();
+  targets_.insert_or_assign(role, std::move(target));
+  records_[role].relaxations.push_back(std::move(record));
+}
+
+submodules::AdamOptions BlockRunner::adam_options() const {
+  return {.epochs = plan_.options.gd_steps,
+          .batch = plan_.options.gd_batch_size,
+          .base_rate = plan_.options.gd_base_lr};
+}
+
+// One layer after the other: relaxed from its original weight, blended with it, projected; kept
+// even if it got worse.
+void BlockRunner::relax_as_reference(const submodules::CoupledInfo& info,
+                                     const submodules::Coupled& coupled,
+                                     const submodules::SequenceSource& source,
+                                     const submodules::Energies& energies, Role role) {
+  report::RelaxationRecord record{.submodule = std::string(info.name)};
+  const double strength = plan_.solver.lpcd_strength.value_or(submodules::kDefaultStrength);
+  const auto error = [&] {
+    return submodules::relative_error(ctx_, coupled, source, Part::kSolve, energies, quantized_);
+  };
+  record.strength = strength;
+  record.objective_before = error();
+  Mat target =
+      submodules::descend_with_adam(ctx_, coupled, role, source, quantized_, adam_options());
+  const auto s = static_cast<float>(strength);
+  for (int64_t i = 0; i < target.size(); ++i) {
+    target.data()[i] = (1.0F - s) * original_[role].data()[i] + s * target.data()[i];
+  }
+  quantized_[role] = std::move(target);
+  record.objective_relaxed = error();
+  solve::Metric metric = metric_of(std::move(site_h_), plan_.dampings.front());
+  records_[role].damping = metric.factor.lambda;
+  layers_.insert_or_assign(role, project(plan_.layer(block_, role), quantized_[role], metric));
+  site_h_ = std::move(metric.h);
+  quantized_[role] = layers_.at(role).decode();
+  record.projected = error();
+  records_[role].relaxations.push_back(std::move(record));
+  settle(role);  // the layers behind it see what the observer made of it
 }
 
 solve::ProjectOptions project_options(const Plan& plan, const LayerPlan& layer) {
@@ -441,6 +694,8 @@ solve::ProjectOptions project_options(const Plan& plan, const LayerPlan& layer) 
   solve::ProjectOptions options;
   options.grid = layer.grid;
   options.block_columns = o.block_size;
+  options.scale_search = o.scale_search && !o.mse;
+  options.refine_sweeps = o.method == Method::kGptq ? o.refine : 0;
   options.stale_group_scales = reference;
   options.fit = {
       .search = o.mse ? format::FitOptions::Search::kMse : format::FitOptions::Search::kNone,

@@ -9,7 +9,9 @@
 #include "lpcd/calib/activations.h"
 #include "lpcd/calib/statistics.h"
 #include "lpcd/pipeline/plan.h"
+#include "lpcd/pipeline/site_moments.h"
 #include "lpcd/report/record.h"
+#include "lpcd/submodules/relax.h"
 
 namespace lpcd::pipeline {
 
@@ -18,7 +20,9 @@ namespace lpcd::pipeline {
 struct Streams {
   calib::ActivationStore original;   ///< X_f [T, D]
   calib::ActivationStore quantized;  ///< X_q [T, D]
-  bool equal = false;                ///< X_q = X_f, as before the first block
+  /// The original's output of the half block in work [T, D]; only where both streams are carried.
+  calib::ActivationStore target;
+  bool equal = false;  ///< X_q = X_f, as before the first block
 
   /// The stream whose inputs the metric H is made of.
   [[nodiscard]] calib::ActivationStore& primary() {
@@ -29,8 +33,8 @@ struct Streams {
 using QuantizedLayers = std::map<arch::Role, format::QuantizedMatrix>;
 
 /// Quantizes one block: both streams go through its stages once, side by side; at each input the
-/// statistics are collected, the layers that read it are solved and projected, and only then the
-/// quantized stream moves on.
+/// statistics are collected, the layers that read it are solved and projected, submodules of
+/// several layers are relaxed, and only then the quantized stream moves on.
 ///
 /// Memory    two copies of the block's weights, the moments of one input, the temporaries of one
 ///           chunk, and the stores that the plan keeps.
@@ -53,7 +57,12 @@ class BlockRunner {
                       report::BlockRecord& record);
 
  private:
-  class Moments;  // of one input, while they are summed
+  /// What one layer of a site came to.
+  struct Solution {
+    Mat target;  // before projection
+    format::QuantizedMatrix quantized;
+    double damping = 0;  // relative, chosen
+  };
 
   void attention_input();
   void attention_output();
@@ -61,11 +70,35 @@ class BlockRunner {
   void ffn_output();
   void block_output();
 
+  /// Moments of the primary stream (and what is missing) at the input of a site.
+  [[nodiscard]] SiteMoments start_moments(Site site) const;
   /// Solves and projects the layers that read one input, and puts their decoded weights into the
   /// quantized block.
-  void solve_site(Site site, Moments moments);
+  void solve_site(Site site, SiteMoments moments);
+  Solution solve_layer(const LayerPlan& layer, const submodules::LayerProblem& problem, Mat& h,
+                       report::LayerRecord& record);
+  /// Relaxes the coupled submodules of one half of the block, whose layers solve_site has solved
+  /// one by one, and keeps what is better on held-out sequences.
+  void descend(submodules::Half half);
+  void descend_on(const submodules::CoupledInfo& info, const submodules::SequenceSource& source);
+  void relax_layer(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
+                   const submodules::SequenceSource& source, const submodules::Energies& energies,
+                   arch::Role role, int cycle);
+  void relax_as_reference(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
+                          const submodules::SequenceSource& source,
+                          const submodules::Energies& energies, arch::Role role);
+  [[nodiscard]] submodules::AdamOptions adam_options() const;
+  /// A coupled submodule will relax the layer.
+  [[nodiscard]] bool relaxed_later(arch::Role role) const;
+  /// What is left to do with a layer that is done: record and observer.
+  void settle(arch::Role role);
+
   /// Rows [r0, r0 + n) of the primary stream after the attention norm, in aq_.
   [[nodiscard]] FloatView primary_attention_norm(int64_t r0, int64_t n);
+  [[nodiscard]] format::QuantizedMatrix project(const LayerPlan& layer, ConstView target,
+                                                const solve::Metric& metric) const;
+  [[nodiscard]] solve::Metric metric_of(Mat h, double damping) const;
+  /// body(part, first row, rows)
   template <typename Body>
   void for_chunks(const Body& body);
   /// Books the time of `work` and the FLOPs it returns.
@@ -95,6 +128,12 @@ class BlockRunner {
   Streams* streams_ = nullptr;
   report::BlockRecord* record_ = nullptr;
   QuantizedLayers layers_;
+  std::map<arch::Role, report::LayerRecord> records_;
+  // Of layers that a coupled submodule will visit: the target of the layer-wise solution, its
+  // damping, and the moments of the inputs they share.
+  std::map<arch::Role, Mat> targets_;
+  std::map<arch::Role, double> dampings_;
+  Mat site_h_;
   calib::ActivationStore attention_out_;  // z_q [T, Hq d]
   calib::ActivationStore ffn_out_;        // u_q [T, F], if kept
   // buffers of one chunk, reused

@@ -9,15 +9,20 @@ namespace lpcd {
 void apply_preset(Preset preset, QuantizeOptions& options) {
   options.preset = preset;
   if (preset != Preset::kOnecomp) return;
-  options.percdamp = 0.01;
+  options.percdamp = {"0.01"};
+  options.scale_search = false;
+  options.refine = 0;
+  options.own_metric = false;
+  options.holdout = 0;
+  options.solver = Solver::kGd;
   options.mse = false;
   options.mse_candidates = 600;
   options.mse_norm = 2.4;
   options.mse_max_shrink = 0.8;
-  options.qep_strength = 0.5;
+  options.qep_strength = "0.5";
   options.qep_exclude = {"down_proj"};
   options.lpcd = {"residual"};
-  options.lpcd_strength = 0.5;
+  options.lpcd_strength = "0.5";
   options.alt_steps = 1;
   options.block_size = 128;
 }

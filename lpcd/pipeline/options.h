@@ -13,6 +13,7 @@ namespace lpcd {
 enum class Method { kRtn, kGptq };
 enum class Preset { kDefault, kOnecomp };
 enum class HessianFrom { kQuantized, kOriginal };
+enum class Solver { kCg, kGd };
 
 template <>
 struct EnumNames<Method> {
@@ -26,6 +27,10 @@ template <>
 struct EnumNames<HessianFrom> {
   static constexpr std::array<std::string_view, 2> values = {"quantized", "original"};
 };
+template <>
+struct EnumNames<Solver> {
+  static constexpr std::array<std::string_view, 2> values = {"cg", "gd"};
+};
 
 /// Everything that `quantize` can be told. Defaults are those of the command.
 struct QuantizeOptions {
@@ -36,7 +41,7 @@ struct QuantizeOptions {
   Preset preset = Preset::kDefault;
   Method method = Method::kGptq;
   bool qep = true;
-  std::vector<std::string> lpcd = {"residual"};
+  std::vector<std::string> lpcd = {"all"};
 
   int bits = 3;
   int64_t group_size = 128;
@@ -47,17 +52,26 @@ struct QuantizeOptions {
 
   bool act_order = false;
   int64_t block_size = 128;
-  double percdamp = 0.01;
+  std::vector<std::string> percdamp = {"0.01", "0.05", "0.2", "0.5"};
+  bool scale_search = true;
+  int refine = 2;
+  bool own_metric = true;
   bool mse = false;
   int mse_candidates = 100;
   double mse_norm = 2.4;
   double mse_max_shrink = 0.8;
   HessianFrom hessian_from = HessianFrom::kQuantized;
 
-  double qep_strength = 0.5;
-  std::vector<std::string> qep_exclude = {"down_proj"};
-  double lpcd_strength = 0.5;
+  std::string qep_strength = "auto";
+  std::vector<std::string> qep_exclude = {"none"};
+  std::string lpcd_strength = "auto";
   int alt_steps = 1;
+  double holdout = 0.125;
+  Solver solver = Solver::kCg;
+  int cg_iterations = 2;
+  int gd_steps = 20;
+  int gd_batch_size = 16;
+  double gd_base_lr = 1e-4;
 
   std::string calib = "self";
   int64_t samples = 128;
@@ -109,7 +123,9 @@ struct QuantizeOptions {
       {.name = "lpcd",
        .value = "S[,S...]",
        .section = what,
-       .help = "Submodules for layer-projected coordinate descent: residual, all or none."});
+       .help =
+           "Submodules for layer-projected coordinate descent: all, none, or some of qk (attention "
+           "logits), vo (value-output), gate, ud (up-down), residual (o_proj and down_proj)."});
 
     const char* grid = "Grid";
     v(o.bits,
@@ -156,12 +172,32 @@ struct QuantizeOptions {
                      .help = "Columns per lazy update of GPTQ.",
                      .min = 1,
                      .max = 1 << 20});
-    v(o.percdamp, {.name = "percdamp",
-                   .value = "FRACTION",
-                   .section = gptq,
-                   .help = "Added to the diagonal of the second moment, as a fraction of its mean.",
-                   .min = 0,
-                   .max = 100});
+    v(o.percdamp,
+      {.name = "percdamp",
+       .value = "FRACTION[,...]",
+       .section = gptq,
+       .help = "Added to the diagonal of the second moment, as a fraction of its mean. Of several "
+               "values the one that is best on held-out sequences is taken, layer by layer."});
+    v(o.scale_search,
+      {.name = "scale-search",
+       .value = "on|off",
+       .section = gptq,
+       .help =
+           "Choose each group's scale by trying candidates on the error-compensated weights, in "
+           "the metric of the inputs."});
+    v(o.refine,
+      {.name = "refine",
+       .value = "N",
+       .section = gptq,
+       .help = "Sweeps over scales and codes after GPTQ, each lowering the layer's error.",
+       .min = 0,
+       .max = 1000});
+    v(o.own_metric,
+      {.name = "own-metric",
+       .value = "on|off",
+       .section = gptq,
+       .help = "Also project the layers of a submodule in the metric in which the submodule sees "
+               "their inputs, and keep the better one."});
     v(o.mse,
       {.name = "mse",
        .value = "on|off",
@@ -194,24 +230,61 @@ struct QuantizeOptions {
                "for plain GPTQ only (no --qep, no --lpcd)."});
 
     const char* correction = "Correction";
-    v(o.qep_strength, {.name = "qep-strength",
-                       .value = "FRACTION",
-                       .section = correction,
-                       .help = "Share of QEP's correction that is applied (perccorr).",
-                       .min = 0,
-                       .max = 1});
+    v(o.qep_strength,
+      {.name = "qep-strength",
+       .value = "auto|FRACTION",
+       .section = correction,
+       .help = "Share of QEP's correction that is applied (perccorr); auto: the best on held-out "
+               "sequences."});
     v(o.qep_exclude,
       {.name = "qep-exclude",
        .value = "L[,L...]",
        .section = correction,
        .help = "Layers that QEP leaves alone: q_proj, k_proj, v_proj, o_proj, gate_proj, "
                "up_proj, down_proj, or none."});
-    v(o.lpcd_strength, {.name = "lpcd-strength",
-                        .value = "FRACTION",
+    v(o.lpcd_strength,
+      {.name = "lpcd-strength",
+       .value = "auto|FRACTION",
+       .section = correction,
+       .help = "Share of the relaxed solution that is applied; auto: the best on held-out "
+               "sequences."});
+    v(o.holdout,
+      {.name = "holdout",
+       .value = "FRACTION",
+       .section = correction,
+       .help = "Share of the calibration sequences that enter no solve: strengths and dampings are "
+               "chosen on them, and a submodule that does not lower its error there is undone.",
+       .min = 0,
+       .max = 0.9});
+    v(o.solver, {.name = "solver",
+                 .value = "NAME",
+                 .section = correction,
+                 .help = "How submodules without a closed form are relaxed: cg (preconditioned "
+                         "conjugate gradients) or gd (Adam, as the reference package)."});
+    v(o.cg_iterations, {.name = "cg-iterations",
+                        .value = "N",
                         .section = correction,
-                        .help = "Share of the relaxed solution that is applied.",
-                        .min = 0,
-                        .max = 1});
+                        .help = "Iterations of cg.",
+                        .min = 1,
+                        .max = 1000});
+    v(o.gd_steps, {.name = "gd-steps",
+                   .value = "N",
+                   .section = correction,
+                   .help = "Passes over the calibration sequences of gd.",
+                   .min = 1,
+                   .max = 100000});
+    v(o.gd_batch_size, {.name = "gd-batch-size",
+                        .value = "N",
+                        .section = correction,
+                        .help = "Sequences per step of gd.",
+                        .min = 1,
+                        .max = 1 << 20});
+    v(o.gd_base_lr, {.name = "gd-base-lr",
+                     .value = "RATE",
+                     .section = correction,
+                     .help = "Largest learning rate of gd (10 % warm-up, then cosine).",
+                     .min = 0,
+                     .max = 1});
     v(o.alt_steps, {.name = "alt-steps",
                     .value = "N",
                     .section = correction,

@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "lpcd/base/raise.h"
+#include "lpcd/submodules/relax.h"
 
 namespace lpcd::pipeline {
 namespace {
@@ -31,9 +32,18 @@ std::vector<std::string> layer_names() {
 }
 
 // Submodules that --lpcd names.
-std::vector<const Submodule*> chosen_submodules(const std::vector<std::string>& names) {
-  std::vector<const Submodule*> chosen;
+struct Chosen {
+  std::vector<const submodules::CoupledInfo*> coupled;
+  std::vector<const Submodule*> closed;
+
+  [[nodiscard]] bool empty() const { return coupled.empty() && closed.empty(); }
+};
+
+Chosen chosen_submodules(const QuantizeOptions& options) {
+  const std::vector<std::string>& names = options.lpcd;
+  const bool reference = options.preset == Preset::kOnecomp;
   std::vector<std::string_view> known = {"none", "all"};
+  for (const auto& c : submodules::coupled_submodules()) known.push_back(c.name);
   for (const Submodule* s : submodules::lpcd_submodules()) known.push_back(s->name());
   for (const std::string& name : names) {
     if (std::ranges::find(known, name) == known.end()) {
@@ -44,11 +54,57 @@ std::vector<const Submodule*> chosen_submodules(const std::vector<std::string>& 
     if (name == "none" && names.size() > 1) {
       raise(ErrorCode::kBadOption, "--lpcd: none cannot be combined with other submodules");
     }
-    for (const Submodule* s : submodules::lpcd_submodules()) {
-      if (name == "all" || name == s->name()) chosen.push_back(s);
+  }
+  const auto named = [&](std::string_view what) {
+    return std::ranges::any_of(names, [&](const auto& n) { return n == "all" || n == what; });
+  };
+  Chosen chosen;
+  for (const auto& c : submodules::coupled_submodules()) {
+    if (!named(c.name)) continue;
+    if (reference && c.make_reference == nullptr) {
+      if (std::ranges::find(names, c.name) == names.end()) continue;
+      raise(ErrorCode::kBadOption,
+            "--lpcd {}: the package that --preset onecomp reproduces has no "
+            "such submodule; leave it out, or leave out the preset",
+            c.name);
     }
+    chosen.coupled.push_back(&c);
+  }
+  if (reference && !chosen.coupled.empty() && options.alt_steps > 1) {
+    raise(ErrorCode::kBadOption,
+          "--preset onecomp repeats cycles (--alt-steps {}) for --lpcd residual only",
+          options.alt_steps);
+  }
+  for (const Submodule* s : submodules::lpcd_submodules()) {
+    if (named(s->name())) chosen.closed.push_back(s);
   }
   return chosen;
+}
+
+// "auto" is nothing.
+std::optional<double> parse_strength(const std::string& text, std::string_view flag) {
+  if (text == "auto") return {};
+  double value = -1;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || stop != text.data() + text.size() || !(value >= 0 && value <= 1)) {
+    raise(ErrorCode::kBadOption, "--{}: \"{}\" must be auto or a number from 0 to 1", flag, text);
+  }
+  return value;
+}
+
+std::vector<double> parse_dampings(const std::vector<std::string>& texts) {
+  std::vector<double> values;
+  for (const std::string& text : texts) {
+    double value = -1;
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || stop != text.data() + text.size() ||
+        !(value >= 0 && value <= 100)) {
+      raise(ErrorCode::kBadOption, "--percdamp: \"{}\" must be a number from 0 to 100", text);
+    }
+    values.push_back(value);
+  }
+  if (values.empty()) raise(ErrorCode::kBadOption, "--percdamp needs at least one number");
+  return values;
 }
 
 // "PATTERN=BITS"
@@ -73,6 +129,10 @@ void check_options(const QuantizeOptions& o) {
   if (o.group_size == 0 || o.group_size < -1) {
     raise(ErrorCode::kBadOption, "--group-size must be positive, or -1 for one scale per row");
   }
+  if (o.solver == Solver::kGd && o.gd_batch_size % submodules::kAdamChunk != 0) {
+    raise(ErrorCode::kBadOption, "--gd-batch-size must be a multiple of {}, found {}",
+          submodules::kAdamChunk, o.gd_batch_size);
+  }
   if (o.mlp_bits == 1) raise(ErrorCode::kBadOption, "--mlp-bits must be 2 to 8, or 0 for --bits");
   const std::vector<std::string> layers = layer_names();
   for (const std::string& name : o.qep_exclude) {
@@ -83,7 +143,7 @@ void check_options(const QuantizeOptions& o) {
             name, nearest(name, views));
     }
   }
-  const bool lpcd = !chosen_submodules(o.lpcd).empty();
+  const bool lpcd = !chosen_submodules(o).empty();
   if (o.hessian_from == HessianFrom::kOriginal && (o.qep || lpcd)) {
     raise(
         ErrorCode::kBadOption,
@@ -108,7 +168,8 @@ void plan_layers(const arch::Model& model, Plan& plan) {
   const QuantizeOptions& o = plan.options;
   std::vector<std::pair<std::string, int>> bits_for;
   for (const std::string& text : o.bits_for) bits_for.push_back(parse_bits_for(text));
-  const auto chosen = chosen_submodules(o.lpcd);
+  const Chosen chosen = chosen_submodules(o);
+  plan.coupled = chosen.coupled;
   std::vector<bool> pattern_used(bits_for.size());
   for (int64_t b = 0; b < plan.blocks; ++b) {
     auto& block = plan.layers.emplace_back();
@@ -116,7 +177,13 @@ void plan_layers(const arch::Model& model, Plan& plan) {
       LayerPlan layer{.role = role, .name = model.name(role, b)};
       layer.grid = grid_of(o, role, layer.name, bits_for);
       layer.submodule = &submodules::single_submodule();
-      for (const Submodule* s : chosen) {
+      // Behind a coupled submodule stands a residual sum.
+      bool closes = false;
+      for (const auto* c : chosen.coupled) {
+        closes = closes || std::ranges::find(c->closed, role) != c->closed.end();
+      }
+      if (closes) layer.submodule = &submodules::residual_submodule();
+      for (const Submodule* s : chosen.closed) {
         if (std::ranges::find(s->roles(), role) != s->roles().end()) {
           layer.submodule = s;
           break;
@@ -164,8 +231,18 @@ void add_site_flops(const arch::ModelConfig& c, const Plan& plan, Site site, dou
   flops["solve"] += solve;
 }
 
+}  // namespace
+
+double relax_passes(const QuantizeOptions& options) {
+  return options.solver == Solver::kGd ? options.gd_steps : 2 + options.cg_iterations;
+}
+
+namespace {
+
 void plan_flops(const arch::ModelConfig& c, const arch::BlockForward& forward, Plan& plan) {
   if (!plan.needs_calibration) return;
+  const auto solve_tokens = static_cast<double>(plan.tokens(submodules::Part::kSolve));
+  const auto held_out_tokens = static_cast<double>(plan.tokens(submodules::Part::kHeldOut));
   const auto tokens = static_cast<double>(plan.tokens());
   const double pass =
       tokens * (forward.attention_flops() + forward.projection_flops(Role::kO) +
@@ -180,6 +257,17 @@ void plan_flops(const arch::ModelConfig& c, const arch::BlockForward& forward, P
   for (const Site site :
        {Site::kAttentionInput, Site::kAttentionOutput, Site::kFfnInput, Site::kFfnOutput}) {
     add_site_flops(c, plan, site, tokens, block);
+  }
+  const arch::BlockWeights none;
+  for (const auto* info : plan.coupled) {
+    const auto coupled = info->make(forward, none);
+    for (const Role role : info->relaxed) {
+      const double cost = coupled->flops(role);
+      // Factors, descent and iterations; on held-out sequences descent, curvature and candidates.
+      block["relax"] +=
+          plan.options.alt_steps *
+          (solve_tokens * cost * (2 + plan.options.cg_iterations) + held_out_tokens * cost * 4);
+    }
   }
   for (const auto& [name, count] : block) {
     plan.flops[name] = count * static_cast<double>(plan.blocks);
@@ -197,10 +285,14 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
   std::vector<std::pair<std::string, uint64_t>> fixed = {
       {"program", kBaseBytes}, {"weights of a block, twice", 2 * weights}};
   if (plan.needs_calibration) {
-    // H, its factor and the workspace of the factorisation; or H, C and R before that.
-    fixed.emplace_back("moments and factors", 3 * f32(widest, widest) + f32(c.hidden, widest));
+    // H, its factor and the workspace of the factorisation, or H, C and R before that; the same
+    // again for held-out sequences, without factors.
+    const uint64_t held_out =
+        plan.held_out_sequences > 0 ? f32(widest, widest) + f32(c.hidden, widest) : 0;
+    fixed.emplace_back("moments and factors",
+                       3 * f32(widest, widest) + f32(c.hidden, widest) + held_out);
     const int64_t attention = 2 * c.hidden + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim;
-    const int64_t ffn = 3 * c.hidden + 3 * c.ffn;
+    const int64_t ffn = 3 * c.hidden + (plan.coupled.empty() ? 3 : 4) * c.ffn;
     fixed.emplace_back("temporaries of a chunk", f32(chunk, std::max(attention, ffn)));
   }
   const uint64_t embedding = kBaseBytes + f32(c.vocab_size, c.hidden);
@@ -210,7 +302,8 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
 
   uint64_t stores = 0;
   if (plan.needs_calibration) {
-    const int streams = (plan.original_stream ? 1 : 0) + (plan.quantized_stream ? 1 : 0);
+    // With both there is a third for the original's output of the half block in work.
+    const int streams = plan.original_stream && plan.quantized_stream ? 3 : 1;
     stores = static_cast<uint64_t>(streams) * f32(plan.tokens(), c.hidden);
     if (plan.quantized_stream) stores += f32(plan.tokens(), c.heads * c.head_dim);
   }
@@ -276,6 +369,29 @@ uint64_t available_memory() {
   return bytes;
 }
 
+namespace {
+
+// Sequences are held out only where there is something to choose.
+void plan_held_out(Plan& plan) {
+  const bool chooses = plan.dampings.size() > 1 || !plan.coupled.empty() ||
+                       !plan.solver.qep_strength || !plan.solver.lpcd_strength;
+  const double share = plan.options.holdout;
+  if (!plan.needs_calibration || plan.solver.reference || !chooses || share <= 0) {
+    plan.dampings.resize(1);
+    return;
+  }
+  const auto count = static_cast<int64_t>(share * static_cast<double>(plan.sequences) + 0.5);
+  plan.held_out_sequences = std::clamp<int64_t>(count, 1, plan.sequences - 1);
+  if (plan.sequences < 2) {
+    raise(
+        ErrorCode::kBadOption,
+        "--holdout {} needs at least 2 calibration sequences; raise --samples, or give --holdout 0",
+        share);
+  }
+}
+
+}  // namespace
+
 Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_t machine_memory) {
   check_options(options);
   const arch::ModelConfig& c = model.config();
@@ -292,13 +408,15 @@ Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_
                           ? static_cast<uint64_t>(0.8 * static_cast<double>(machine_memory))
                           : parse_bytes(options.max_memory, "max-memory");
 
-  plan.solver = submodules::SolverOptions{.qep = options.qep,
-                                          .qep_strength = options.qep_strength,
-                                          .lpcd_strength = options.lpcd_strength,
-                                          .alt_steps = options.alt_steps,
-                                          .reference = options.preset == Preset::kOnecomp};
+  plan.solver = submodules::SolverOptions{
+      .qep = options.qep,
+      .qep_strength = parse_strength(options.qep_strength, "qep-strength"),
+      .lpcd_strength = parse_strength(options.lpcd_strength, "lpcd-strength"),
+      .alt_steps = options.alt_steps,
+      .reference = options.preset == Preset::kOnecomp};
+  plan.dampings = parse_dampings(options.percdamp);
   plan_layers(model, plan);
-  bool crosses = false;
+  bool crosses = !plan.coupled.empty();
   for (const LayerPlan& layer : plan.layers[0]) {
     crosses = crosses || layer.cross.input || layer.cross.output != CrossMoments::Output::kNone;
   }
@@ -306,6 +424,7 @@ Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_
   const bool original_only = options.hessian_from == HessianFrom::kOriginal;
   plan.original_stream = plan.needs_calibration && (crosses || original_only);
   plan.quantized_stream = plan.needs_calibration && !original_only;
+  plan_held_out(plan);
 
   const arch::BlockForward forward(c, options.seq_len);
   plan_memory(c, forward.tiling(), plan);

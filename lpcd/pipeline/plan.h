@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -10,6 +11,7 @@
 #include "lpcd/arch/model.h"
 #include "lpcd/format/grid.h"
 #include "lpcd/pipeline/options.h"
+#include "lpcd/submodules/coupled.h"
 #include "lpcd/submodules/submodule.h"
 
 namespace lpcd::pipeline {
@@ -35,6 +37,10 @@ struct Plan {
   int64_t seq_len = 0;
   std::vector<std::vector<LayerPlan>> layers;  ///< [blocks][7]
   submodules::SolverOptions solver;
+  std::vector<double> dampings;  ///< relative; more than one: chosen on held-out sequences
+  /// Submodules of several layers, in the order in which they are visited.
+  std::vector<const submodules::CoupledInfo*> coupled;
+  int64_t held_out_sequences = 0;  ///< the last ones; they enter no solve
 
   bool needs_calibration = false;
   bool original_stream = false;   ///< X_f is carried along
@@ -54,6 +60,24 @@ struct Plan {
       0;  ///< at most in the output directory while the run lasts, outputs included
 
   [[nodiscard]] int64_t tokens() const { return sequences * seq_len; }
+  [[nodiscard]] int64_t tokens(submodules::Part part) const {
+    return part == submodules::Part::kHeldOut ? held_out_sequences * seq_len
+                                              : (sequences - held_out_sequences) * seq_len;
+  }
+  /// The order in which activations are worked on: body(part, first row, rows) for all tokens,
+  /// `chunk_rows` at most at a time, parts never mixed. Everything that computes streams cuts them
+  /// like this, so that a resumed run gets the same bits.
+  template <typename Body>
+  void for_chunks(int64_t chunk_rows, const Body& body) const {
+    int64_t begin = 0;
+    for (const submodules::Part part : {submodules::Part::kSolve, submodules::Part::kHeldOut}) {
+      const int64_t end = begin + tokens(part);
+      for (int64_t r0 = begin; r0 < end; r0 += chunk_rows) {
+        body(part, r0, std::min(chunk_rows, end - r0));
+      }
+      begin = end;
+    }
+  }
   [[nodiscard]] const LayerPlan& layer(int64_t block, arch::Role role) const;
 };
 
@@ -64,6 +88,9 @@ struct Plan {
 ///           activations on disk the limit is too low (the message says how much is needed).
 [[nodiscard]] Plan make_plan(const arch::Model& model, const QuantizeOptions& options,
                              uint64_t machine_memory);
+
+/// Passes over the calibration sequences that one relaxation takes, in units of curvature().
+[[nodiscard]] double relax_passes(const QuantizeOptions& options);
 
 /// The plan as the dry run prints it. `flops_per_second` 0: no estimate of the time.
 [[nodiscard]] std::string describe(const Plan& plan, double flops_per_second);

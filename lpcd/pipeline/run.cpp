@@ -109,13 +109,12 @@ class Runner {
   }
 
   void advance(const arch::BlockWeights& weights, calib::ActivationStore& store) {
-    const int64_t chunk = forward_.tiling().chunk_rows;
     Mat buffer;
-    for (int64_t r0 = 0; r0 < store.rows(); r0 += chunk) {
-      const FloatView x = store.read(r0, std::min(chunk, store.rows() - r0), buffer);
+    plan_.for_chunks(forward_.tiling().chunk_rows, [&](auto, int64_t r0, int64_t n) {
+      const FloatView x = store.read(r0, n, buffer);
       forward_.run(ctx_, weights, x);
       store.write(r0, x);
-    }
+    });
   }
 
   void embed() {

@@ -5,12 +5,39 @@
 namespace lpcd::report {
 namespace {
 
+Json to_json(const std::vector<Candidate>& candidates) {
+  Json list = Json::array();
+  for (const Candidate& c : candidates) {
+    list.push_back({{"target", c.target},
+                    {"metric", c.metric},
+                    {"percdamp", c.percdamp},
+                    {"strength", c.strength},
+                    {"held_out", c.held_out},
+                    {"chosen", c.chosen}});
+  }
+  return list;
+}
+
+Json to_json(const RelaxationRecord& r) {
+  return {{"submodule", r.submodule},
+          {"cycle", r.cycle},
+          {"strength", r.strength},
+          {"objective_before", r.objective_before},
+          {"objective_relaxed", r.objective_relaxed},
+          {"baseline", r.baseline},
+          {"projected", r.projected},
+          {"residual", r.residual},
+          {"candidates", to_json(r.candidates)}};
+}
+
 Json to_json(const LayerRecord& layer) {
   Json json = {{"name", layer.name},         {"submodule", layer.submodule},
                {"grid", layer.grid},         {"damping", layer.damping},
                {"strength", layer.strength}, {"weight_error", layer.weight_error},
                {"seconds", layer.seconds}};
   if (!layer.damping_raised.empty()) json["damping_raised"] = layer.damping_raised;
+  if (!layer.candidates.empty()) json["candidates"] = to_json(layer.candidates);
+  for (const RelaxationRecord& r : layer.relaxations) json["relaxations"].push_back(to_json(r));
   const auto put_measured = [&](const char* key, double value) {
     if (value >= 0) json[key] = value;
   };
@@ -25,6 +52,8 @@ Json to_json(const LayerRecord& layer) {
 std::string to_json_text(const BlockRecord& record) {
   Json json = {{"block", record.block}, {"seconds", record.seconds}};
   if (record.output_error >= 0) json["output_error"] = record.output_error;
+  if (record.held_out_error >= 0) json["held_out_error"] = record.held_out_error;
+  if (!record.rolled_back.empty()) json["rolled_back"] = record.rolled_back;
   for (const LayerRecord& layer : record.layers) json["layers"].push_back(to_json(layer));
   for (const auto& [name, cost] : record.stages) {
     json["stages"][name] = {{"seconds", cost.seconds}, {"flops", cost.flops}};

@@ -7,6 +7,29 @@
 
 namespace lpcd::report {
 
+/// One way of putting a layer on its grid that was tried.
+struct Candidate {
+  std::string target;   ///< what was projected: "layer" or "submodule"
+  std::string metric;   ///< "inputs" (H), or "submodule" (weighted as the submodule sees them)
+  double percdamp = 0;  ///< damping relative to the mean diagonal
+  double strength = 0;  ///< share of the correction or relaxation in the target
+  double held_out = 0;  ///< objective on the held-out sequences; comparable within a list only
+  bool chosen = false;
+};
+
+/// How a submodule's relaxation of one layer went.
+struct RelaxationRecord {
+  std::string submodule;  ///< "qk", "vo", "gate", "ud"
+  int cycle = 0;
+  double strength = 0;           ///< share of the step to the optimum that was taken
+  double objective_before = -1;  ///< relative error of the submodule, held out where possible
+  double objective_relaxed = -1;
+  double baseline = -1;   ///< with the layer-wise solution on its grid
+  double projected = -1;  ///< with the best candidate; the baseline is one
+  double residual = 0;    ///< of the normal equations, relative to its start
+  std::vector<Candidate> candidates;
+};
+
 /// What happened to one layer.
 struct LayerRecord {
   std::string name;                    ///< tensor name, "model.layers.3.self_attn.q_proj.weight"
@@ -23,6 +46,8 @@ struct LayerRecord {
   /// ||W - W^||^2 / ||W||^2.
   double weight_error = 0;
   double seconds = 0;
+  std::vector<Candidate> candidates;          ///< of the layer-wise solution; empty: no choice
+  std::vector<RelaxationRecord> relaxations;  ///< by the submodules that the layer belongs to
 };
 
 /// Time and arithmetic of one kind of work.
@@ -37,6 +62,9 @@ struct BlockRecord {
   std::vector<LayerRecord> layers;
   /// ||X_q - X_f||^2 / ||X_f||^2 of the block's output on the calibration tokens; -1: not measured.
   double output_error = -1;
+  double held_out_error = -1;  ///< the same on the held-out sequences
+  /// Submodules whose layers ended together above the layer-wise baseline and were rolled back.
+  std::vector<std::string> rolled_back;
   std::map<std::string, StageCost> stages;
   double seconds = 0;
 };

@@ -8,6 +8,7 @@
 // after highway.h
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "lpcd/base/raise.h"
 #include "lpcd/base/simd-inl.h"
@@ -53,6 +54,8 @@ HWY_EXPORT(ColumnError);
 HWY_EXPORT(PassOn);
 
 namespace {
+
+constexpr int64_t kLongestSearchedGroup = 256;
 
 // GPTQ on one block of rows. Positions are columns in the order of the metric.
 class GptqRows {
@@ -103,20 +106,78 @@ class GptqRows {
     return border > begin ? border : limit;
   }
 
-  void fit(int64_t group, ConstView columns) {
+  // `columns` are those of the group; their places in the order of the metric are `first` and on,
+  // or scattered (-1).
+  void fit(int64_t group, ConstView columns, int64_t first) {
     parameters_.resize(static_cast<size_t>(result_.groups()));
-    format::fit_group(columns, options_.grid, options_.fit,
-                      parameters_[static_cast<size_t>(group)]);
-    rows_.store_group(group, parameters_[static_cast<size_t>(group)], result_);
+    format::GroupParameters& parameters = parameters_[static_cast<size_t>(group)];
+    format::fit_group(columns, options_.grid, options_.fit, parameters);
+    if (options_.scale_search && first >= 0) search(columns, first, parameters);
+    rows_.store_group(group, parameters, result_);
+  }
+
+  // The candidate that leaves the smallest loss sum ((w_k - q_k) / u_kk)^2 on each row, when the
+  // errors are passed on inside the group.
+  void search(ConstView columns, int64_t first, format::GroupParameters& parameters) {
+    const format::GroupCandidates candidates(columns, options_.grid, options_.fit);
+    const auto rows = static_cast<size_t>(columns.cols());
+    format::GroupParameters trial;
+    std::vector<double> best(rows, std::numeric_limits<double>::infinity());
+    std::vector<double> loss(rows);
+    for (int i = 0; i < candidates.count(); ++i) {
+      candidates.get(i, trial);
+      copy(columns, sized_like(columns));
+      loss.assign(rows, 0.0);
+      round_group(trial, first, loss);
+      for (size_t r = 0; r < rows; ++r) {
+        if (loss[r] < best[r]) {
+          best[r] = loss[r];
+          parameters.scale[r] = trial.scale[r];
+          parameters.zero[r] = trial.zero[r];
+        }
+      }
+    }
+  }
+
+  FloatView sized_like(ConstView columns) {
+    if (trial_.rows() != columns.rows() || trial_.cols() != columns.cols()) {
+      trial_ = Mat::uninitialized(columns.rows(), columns.cols());
+      trial_codes_.resize(static_cast<size_t>(columns.cols()));
+      trial_error_.resize(static_cast<size_t>(columns.cols()));
+    }
+    return trial_;
+  }
+
+  // Rounds the columns in trial_ one after the other and adds up the loss.
+  void round_group(const format::GroupParameters& parameters, int64_t first,
+                   std::vector<double>& loss) {
+    const ConstView upper = metric_.factor.upper;
+    const int64_t length = trial_.rows();
+    const auto rows = loss.size();
+    for (int64_t k = 0; k < length; ++k) {
+      format::quantize_column({trial_.row(k), rows}, parameters, options_.grid.max_code(),
+                              trial_codes_, decoded_);
+      HWY_DYNAMIC_DISPATCH(ColumnError)(trial_.row(k), decoded_.data(), upper(first + k, first + k),
+                                        trial_.cols(), trial_error_.data());
+      for (size_t r = 0; r < rows; ++r) {
+        loss[r] += static_cast<double>(trial_error_[r]) * static_cast<double>(trial_error_[r]);
+      }
+      // Passing errors on inside a very long group would cost more than GPTQ itself.
+      if (k + 1 < length && length <= kLongestSearchedGroup) {
+        HWY_DYNAMIC_DISPATCH(PassOn)(trial_error_.data(), &upper(first + k, first + k + 1),
+                                     length - k - 1, trial_.cols(), trial_.cols(),
+                                     trial_.row(k + 1));
+      }
+    }
   }
 
   void fit_at(int64_t position) {
     const int64_t end = std::min(inputs_, position + group_length_);
     if (options_.stale_group_scales) {
       fit(position / group_length_,
-          stale_.view().rows_range(position - block_begin_, end - position));
+          stale_.view().rows_range(position - block_begin_, end - position), position);
     } else {
-      fit(position / group_length_, rows_.columns(position, end));
+      fit(position / group_length_, rows_.columns(position, end), position);
     }
   }
 
@@ -148,7 +209,13 @@ class GptqRows {
   // Act-order with static groups: scales are fixed first, on the weights as they are.
   void run_ordered() {
     for (int64_t k = 0; k < inputs_; k += group_length_) {
-      fit(k / group_length_, rows_.columns(k, std::min(inputs_, k + group_length_)));
+      const ConstView columns = rows_.columns(k, std::min(inputs_, k + group_length_));
+      fit(k / group_length_, columns, -1);
+      if (options_.scale_search) {
+        format::GroupParameters& parameters = parameters_[static_cast<size_t>(k / group_length_)];
+        search_weighted(columns, metric_.h, k, options_, parameters);
+        rows_.store_group(k / group_length_, parameters, result_);
+      }
     }
     Mat work = Mat::uninitialized(inputs_, rows_.count());
     for (int64_t i = 0; i < inputs_; ++i) {
@@ -170,6 +237,10 @@ class GptqRows {
   Mat stale_;   // columns from block_begin_ on, as they were when the block began
   std::vector<float> decoded_;
   std::vector<format::GroupParameters> parameters_;  // per group
+  // of the scale search
+  Mat trial_;
+  std::vector<float> trial_codes_;
+  std::vector<float> trial_error_;
 };
 
 }  // namespace
@@ -182,6 +253,7 @@ format::QuantizedMatrix project_gptq(const RunContext& ctx, ConstView weight, co
     RowBlock rows(weight, task * kRowsPerTask);
     GptqRows(rows, metric, options, result).run();
   });
+  if (options.refine_sweeps > 0) refine(ctx, weight, metric, options.refine_sweeps, result);
   return result;
 }
 

@@ -41,6 +41,12 @@ struct ProjectOptions {
   /// Columns whose error is passed on inside a block before the rest of the row is updated by one
   /// matrix product. Affects speed and rounding only.
   int64_t block_columns = 128;
+  /// Choose each group's scale by trying candidates on the weights as they are when the projection
+  /// reaches the group, in the metric of the inputs: GPTQ takes the loss that the candidate leaves
+  /// behind, error feedback inside the group included, RTN the error weighted by diag H.
+  bool scale_search = false;
+  /// Sweeps of refine() after GPTQ.
+  int refine_sweeps = 0;
   /// Take group scales from weights that miss the error updates of the current block, as the
   /// reference package does. Off: blocks end at group borders and scales see every update.
   bool stale_group_scales = false;
@@ -64,22 +70,23 @@ struct ProjectOptions {
                                                    const Metric& metric,
                                                    const ProjectOptions& options);
 
+/// Round to nearest with a scale search under diag H (if options.scale_search).
+[[nodiscard]] format::QuantizedMatrix project_rtn(const RunContext& ctx, ConstView weight,
+                                                  const Metric& metric,
+                                                  const ProjectOptions& options);
+
+/// Lowers tr(E (H + lambda I) E^T), E = Q - W, from where a projection ended: per group the scale
+/// that is best for its codes (rounded to f16, taken if better), then each code to the value that
+/// is best while the others stay. Never raises it, but for rounding in f32.
+///
+/// Shapes    weight [N, K] is the real-valued target, `result` its projection.
+/// Numerics  f32; 64 rows per task: the same bits for any number of threads.
+/// Memory    3 * 64 * K floats per thread.
+void refine(const RunContext& ctx, ConstView weight, const Metric& metric, int sweeps,
+            format::QuantizedMatrix& result);
+
 /// tr(E H E^T) / 2 for E = a - b: the mean squared output error per token, summed over outputs.
 /// Shapes    a, b [N, K].
 [[nodiscard]] double output_error(const RunContext& ctx, ConstView a, ConstView b, ConstView h);
-
-/// QEP (arXiv 2504.09629): W + strength * W C (H + lambda I)^-1, the weight that on the quantized
-/// inputs comes closest to what W gives on the original ones.
-///
-/// Shapes    weight [N, K], cross = C = (2/T) sum (x_f - x_q) x_q^T [K, K]; result [N, K].
-[[nodiscard]] Mat propagate_error(const RunContext& ctx, ConstView weight, ConstView cross,
-                                  const Metric& metric, double strength);
-
-/// W + strength * R (H + lambda I)^-1: the weight whose output on the quantized inputs comes
-/// closest to what is missing, R = (2/T) sum r x_q^T for a missing output r per token.
-///
-/// Shapes    weight, missing [N, K]; result [N, K].
-[[nodiscard]] Mat correct_output(const RunContext& ctx, ConstView weight, ConstView missing,
-                                 const Metric& metric, double strength);
 
 }  // namespace lpcd::solve

@@ -39,4 +39,13 @@ class RowBlock {
   Mat codes_;  // [K, rows]
 };
 
+struct Metric;
+struct ProjectOptions;
+
+/// The candidate with the smallest sum h_kk (w_k - q_k)^2 on each row, for the group of columns
+/// first, first + 1, ...
+/// Shapes    columns [g, R], h [K, K].
+void search_weighted(ConstView columns, ConstView h, int64_t first, const ProjectOptions& options,
+                     format::GroupParameters& parameters);
+
 }  // namespace lpcd::solve

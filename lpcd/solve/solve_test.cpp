@@ -8,6 +8,7 @@
 #include "lpcd/base/error.h"
 #include "lpcd/linalg/blas.h"
 #include "lpcd/solve/projector.h"
+#include "lpcd/tensor/half.h"
 
 namespace lpcd::solve {
 namespace {
@@ -233,29 +234,96 @@ TEST(OutputError, IsTheQuadraticForm) {
 
 // With exact data (the quantized inputs are a linear map of the original ones) full strength and
 // no damping recover the weight that gives the original outputs.
-TEST(Qep, FullStrengthRecoversTheWeightThatUndoesTheInputError) {
-  constexpr int64_t kInputs = 24;
-  const Mat x_q = random_mat(400, kInputs, 81);
-  Mat undo = random_mat(kInputs, kInputs, 82, 0.1F);
-  for (int64_t k = 0; k < kInputs; ++k) undo(k, k) += 1.0F;
-  Mat x_f(400, kInputs);
-  linalg::gemm_nt(1.0F, x_q, undo, 0.0F, x_f);  // x_f = undo x_q
-  Mat h(kInputs, kInputs);
-  Mat c(kInputs, kInputs);
-  Mat delta(400, kInputs);
-  for (int64_t i = 0; i < delta.size(); ++i) delta.data()[i] = x_f.data()[i] - x_q.data()[i];
-  linalg::gemm_tn(2.0F / 400, x_q, x_q, 0.0F, h);
-  linalg::gemm_tn(2.0F / 400, delta, x_q, 0.0F, c);
-  const Mat w = random_mat(10, kInputs, 83);
-  Mat expected(10, kInputs);
-  linalg::gemm_nn(1.0F, w, undo, 0.0F, expected);
-  for (const ColumnOrder order : {ColumnOrder::kNatural, ColumnOrder::kActivation}) {
-    const Metric metric = make_metric(with_threads(1), h.clone(), {.fraction = 1e-7}, order);
-    const Mat got = propagate_error(with_threads(2), w, c, metric, 1.0);
-    for (int64_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got.data()[i], expected.data()[i], 1e-3);
-    const Mat none = propagate_error(with_threads(2), w, c, metric, 0.0);
-    for (int64_t i = 0; i < none.size(); ++i) EXPECT_EQ(none.data()[i], w.data()[i]);
+// What GPTQ minimises: the loss in the damped metric.
+double damped_loss(const Mat& w, const format::QuantizedMatrix& q, const Metric& metric) {
+  Mat h = metric.h.clone();
+  for (int64_t k = 0; k < h.rows(); ++k) h(k, k) += static_cast<float>(metric.factor.lambda);
+  return loss(w, q, h);
+}
+
+TEST(ScaleSearch, LowersTheLossOfEveryGrid) {
+  const Mat w = random_mat(70, 192, 21);
+  const Metric metric = metric_of(correlated_moment(192, 22));
+  Mat diagonal(192, 192);  // what the search for RTN looks at
+  for (int64_t k = 0; k < 192; ++k) diagonal(k, k) = metric.h(k, k);
+  for (const int bits : {2, 3, 4}) {
+    for (const int64_t group : {-1, 32, 64}) {
+      for (const bool symmetric : {true, false}) {
+        ProjectOptions options = options_for(bits, group, symmetric);
+        const double plain =
+            damped_loss(w, project_gptq(with_threads(2), w, metric, options), metric);
+        const double plain_rtn =
+            loss(w, project_rtn(with_threads(2), w, metric, options), diagonal);
+        options.scale_search = true;
+        EXPECT_LT(damped_loss(w, project_gptq(with_threads(2), w, metric, options), metric), plain)
+            << bits << " " << group << " " << symmetric;
+        EXPECT_LT(loss(w, project_rtn(with_threads(2), w, metric, options), diagonal), plain_rtn);
+      }
+    }
   }
+}
+
+TEST(ScaleSearch, OneSignedGroupsUseTheWholeGrid) {
+  Mat w = random_mat(64, 64, 23);
+  for (int64_t i = 0; i < w.size(); ++i) w.data()[i] = std::abs(w.data()[i]);
+  const Metric metric = metric_of(correlated_moment(64, 24));
+  ProjectOptions options = options_for(2, 32);
+  options.scale_search = true;
+  const auto q = project_gptq(with_threads(1), w, metric, options);
+  // The longer side of the grid, codes below the middle, has to point at the positive tail.
+  for (int64_t i = 0; i < q.scales.size(); ++i) EXPECT_LT(q.scales.data()[i], 0.0F);
+}
+
+TEST(Refine, NeverRaisesTheLossAndDoesNotDependOnThreads) {
+  const Mat w = random_mat(130, 200, 25);
+  Mat h = correlated_moment(200, 26);
+  for (int64_t k = 0; k < 200; ++k) h(7, k) = h(k, 7) = 0.0F;  // a dead input
+  const Metric metric = metric_of(h);
+  for (const int64_t group : {-1, 16, 64, 150}) {
+    for (const bool symmetric : {true, false}) {
+      for (const bool search : {true, false}) {
+        ProjectOptions options = options_for(3, group, symmetric);
+        options.scale_search = search;
+        auto q = project_gptq(with_threads(2), w, metric, options);
+        Mat target = w.clone();
+        for (int64_t n = 0; n < w.rows(); ++n) target(n, 7) = 0.0F;
+        double before = damped_loss(target, q, metric);
+        for (int sweep = 0; sweep < 3; ++sweep) {
+          refine(with_threads(2), w, metric, 1, q);
+          const double after = damped_loss(target, q, metric);
+          EXPECT_LE(after, before * (1 + 1e-5));
+          if (sweep == 0) {
+            EXPECT_LT(after, before);
+          }
+          before = after;
+        }
+        options.refine_sweeps = 3;
+        const auto at_once = project_gptq(with_threads(1), w, metric, options);
+        for (int64_t i = 0; i < q.scales.size(); ++i) {
+          EXPECT_EQ(q.scales.data()[i], round_to_f16(q.scales.data()[i]));
+        }
+        EXPECT_NEAR(damped_loss(target, at_once, metric), before, 1e-3 * before);
+        options.refine_sweeps = 2;
+        EXPECT_EQ(project_gptq(with_threads(1), w, metric, options).codes,
+                  project_gptq(with_threads(3), w, metric, options).codes);
+      }
+    }
+  }
+}
+
+// Without correlations every code is already the nearest one, and nothing is left to do but the
+// scale.
+TEST(Refine, LeavesNearestCodesAlone) {
+  const Mat w = random_mat(64, 64, 27);
+  Mat h(64, 64);
+  for (int64_t k = 0; k < 64; ++k) h(k, k) = 1.0F;
+  const Metric metric = metric_of(h);
+  ProjectOptions options = options_for(4, 16);
+  auto q = project_gptq(with_threads(1), w, metric, options);
+  refine(with_threads(1), w, metric, 20, q);
+  const std::vector<uint8_t> settled = q.codes;
+  refine(with_threads(1), w, metric, 1, q);
+  EXPECT_EQ(q.codes, settled);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ class Single final : public Submodule {
 
   CrossMoments cross_moments(arch::Role role, const SolverOptions& options,
                              bool excluded) const override {
-    if (!options.qep || excluded || options.qep_strength == 0) return {};
+    if (!options.qep || excluded || options.qep_strength == 0.0) return {};
     // One C serves q, k, v (and gate, up). o_proj and down_proj have an input of their own, and for
     // them R is smaller and cheaper than C: down_proj has few outputs and many inputs.
     const bool shares_input = role != arch::Role::kO && role != arch::Role::kDown;
@@ -18,17 +18,17 @@ class Single final : public Submodule {
     return {.output = CrossMoments::Output::kError};
   }
 
-  format::QuantizedMatrix solve(const RunContext& ctx, const LayerProblem& problem,
-                                const SolverOptions& options, const Project& project,
-                                report::LayerRecord& record) const override {
-    if (problem.cross_input.empty() && problem.cross_output.empty()) return project(problem.weight);
-    record.strength = options.qep_strength;
-    if (!problem.cross_input.empty()) {
-      return project(solve::propagate_error(ctx, problem.weight, problem.cross_input,
-                                            *problem.metric, options.qep_strength));
-    }
-    return project(solve::correct_output(ctx, problem.weight, problem.cross_output, *problem.metric,
-                                         options.qep_strength));
+  std::optional<double> strength(const SolverOptions& options) const override {
+    return options.qep_strength;
+  }
+
+  format::QuantizedMatrix solve_as_reference(const RunContext& ctx, const LayerProblem& problem,
+                                             const solve::Metric& metric,
+                                             const SolverOptions& options, const Project& project,
+                                             report::LayerRecord& record) const override {
+    const Target target = correct(ctx, problem, metric, options.qep_strength);
+    record.strength = target.strength;
+    return project(target.weight, metric);
   }
 };
 

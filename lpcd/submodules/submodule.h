@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -24,32 +25,51 @@ struct CrossMoments {
   Output output = Output::kNone;
 };
 
-/// What the pipeline knows about a layer when its inputs are fixed.
-struct LayerProblem {
-  arch::Role role = arch::Role::kQ;
-  ConstView weight;  ///< the original W [N, K]
-  const solve::Metric* metric = nullptr;
+/// What was summed over one part of the calibration sequences at a layer's input.
+struct LayerMoments {
+  ConstView h;                 ///< H; may be empty for the part that weights are solved on
   ConstView cross_input;       ///< C, if asked for
   ConstView cross_output;      ///< R, if asked for
   double missing_energy = -1;  ///< (1/T) sum |r|^2 of the output that R was made of; -1: unknown
   double output_energy = -1;   ///< (1/T) sum |y_f|^2 of the original output; -1: unknown
 };
 
-/// Projects a target onto the layer's grid in the metric of its inputs.
-using Project = std::function<format::QuantizedMatrix(ConstView target)>;
+/// What the pipeline knows about a layer when its inputs are fixed.
+struct LayerProblem {
+  arch::Role role = arch::Role::kQ;
+  ConstView weight;  ///< the original W [N, K]
+  LayerMoments solve;
+  LayerMoments held_out;  ///< empty if no sequences are held out
+
+  [[nodiscard]] bool has_held_out() const { return !held_out.h.empty(); }
+};
+
+/// Projects a target onto the layer's grid in a metric of its inputs.
+using Project =
+    std::function<format::QuantizedMatrix(ConstView target, const solve::Metric& metric)>;
 
 struct SolverOptions {
   bool qep = true;
-  double qep_strength = 0.5;
-  double lpcd_strength = 0.5;
+  /// Nothing: chosen on held-out sequences.
+  std::optional<double> qep_strength;
+  std::optional<double> lpcd_strength;
   int alt_steps = 1;
   /// Repeat what the reference package does in closed-form layers: the strength enters twice, and
   /// later cycles start from the quantized weight.
   bool reference = false;
 };
 
-/// A part of a block whose output LPCD keeps close to the original's: which layers it owns, what
-/// statistics it needs, and how it finds their weights.
+/// Strength where nothing is held out and none was given.
+constexpr double kDefaultStrength = 0.5;
+
+/// A layer's weight before projection.
+struct Target {
+  Mat weight;
+  double strength = 0;  ///< share of the correction in it
+};
+
+/// How the weight of one layer is found from moments of its inputs alone, in closed form: which
+/// layers it serves, what statistics it needs, and what it corrects.
 class Submodule {
  public:
   virtual ~Submodule() = default;
@@ -59,21 +79,36 @@ class Submodule {
   /// `excluded`: error propagation is switched off for this layer (--qep-exclude).
   [[nodiscard]] virtual CrossMoments cross_moments(arch::Role role, const SolverOptions& options,
                                                    bool excluded) const = 0;
-  /// Relaxes the layer to the reals, then projects it. Fills the objectives of the record.
-  [[nodiscard]] virtual format::QuantizedMatrix solve(const RunContext& ctx,
-                                                      const LayerProblem& problem,
-                                                      const SolverOptions& options,
-                                                      const Project& project,
-                                                      report::LayerRecord& record) const = 0;
+  /// The given strength of the correction, if it is not to be chosen.
+  [[nodiscard]] virtual std::optional<double> strength(const SolverOptions& options) const = 0;
+  /// The layer as the reference package solves it.
+  [[nodiscard]] virtual format::QuantizedMatrix solve_as_reference(
+      const RunContext& ctx, const LayerProblem& problem, const solve::Metric& metric,
+      const SolverOptions& options, const Project& project, report::LayerRecord& record) const = 0;
 };
+
+/// W + s D with D = R (H + lambda I)^-1, R the missing output as moments. Where the strength s is
+/// not given it minimises the error on the held-out sequences, a parabola in s; it stays in [0, 1].
+[[nodiscard]] Target correct(const RunContext& ctx, const LayerProblem& problem,
+                             const solve::Metric& metric, std::optional<double> strength);
+
+/// What is missing at the layer's output, as moments: R, or W C, or empty.
+[[nodiscard]] Mat missing_output(const RunContext& ctx, const LayerProblem& problem,
+                                 const LayerMoments& moments);
+
+/// Squared error per token of the layer's output with another weight, from moments:
+/// m - tr(E R^T) + tr(E H E^T) / 2 with E = weight - W. Where m is not known it counts as 0, so
+/// that only differences mean something. Shapes    missing as missing_output gives it.
+[[nodiscard]] double layer_error(const RunContext& ctx, const LayerProblem& problem,
+                                 const LayerMoments& moments, ConstView missing, ConstView weight);
 
 /// The layer on its own: RTN or GPTQ, with QEP's correction where it is on. Owns what no other
 /// submodule claims.
 const Submodule& single_submodule();
-/// o_proj and down_proj, which end in a residual sum: closed form.
+/// o_proj and down_proj, which end in a residual sum.
 const Submodule& residual_submodule();
 
-/// All submodules that --lpcd can name, in the order in which they claim layers.
+/// Closed-form submodules that --lpcd can name, in the order in which they claim layers.
 [[nodiscard]] std::span<const Submodule* const> lpcd_submodules();
 
 }  // namespace lpcd::submodules

@@ -136,11 +136,11 @@ TEST_F(QuantizeTest, CorrectionsLowerTheOutputErrorOnTheCalibrationText) {
     o.samples = 96;
     o.qep = qep;
     o.lpcd = {lpcd};
-    if (!qep) o.qep_strength = 0;
+    if (!qep) o.qep_strength = "0";
     if (!qep && o.lpcd[0] == "none") {  // carries the original along, to measure against
       o.qep = true;
       o.qep_exclude = {"none"};
-      o.qep_strength = 1e-9;
+      o.qep_strength = "1e-9";
     }
     const Json record = parse_json(quantize(o, ctx_).record_json, "record");
     return record["blocks"].back()["output_error"].get<double>();
@@ -229,7 +229,7 @@ TEST_F(QuantizeTest, RefusesToResumeWithOtherOptionsAndNamesThem) {
   expect_error([&] { quantize(o, ctx); }, ErrorCode::kCancelled, "stopped");
   expect_error([&] { quantize(o, ctx_); }, ErrorCode::kOutputExists, "add --resume");
   o.resume = true;
-  o.percdamp = 0.02;
+  o.percdamp = {"0.02"};
   o.bits = 4;
   expect_error([&] { quantize(o, ctx_); }, ErrorCode::kResumeMismatch, "options/bits was 3, is 4");
   expect_error([&] { quantize(o, ctx_); }, ErrorCode::kResumeMismatch,

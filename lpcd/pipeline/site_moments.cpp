@@ -1,0 +1,60 @@
+#include "lpcd/pipeline/site_moments.h"
+
+#include "lpcd/submodules/sums.h"
+
+namespace lpcd::pipeline {
+
+using submodules::CrossMoments;
+using submodules::Part;
+
+SiteMoments::SiteMoments(int64_t outputs, int64_t inputs, CrossMoments cross)
+    : outputs_(outputs), inputs_(inputs), cross_(cross) {}
+
+double SiteMoments::add_inputs(const RunContext& ctx, Part part, ConstView x_f, ConstView x_q,
+                               int64_t slab) {
+  Sums& s = sums(part);
+  if (!s.h) {
+    s.h.emplace(inputs_);
+    if (cross_.input) s.input.emplace(inputs_, inputs_);
+    if (wants_missing_output()) s.output.emplace(outputs_, inputs_);
+  }
+  s.tokens += x_q.rows();
+  const auto tokens = static_cast<double>(x_q.rows());
+  const auto k = static_cast<double>(x_q.cols());
+  s.h->add(ctx, x_q, slab);
+  if (!s.input) return tokens * k * (k + 1);
+  LPCD_CHECK(x_f.rows() == x_q.rows());
+  if (difference_.rows() < x_q.rows()) {
+    difference_ = Mat::uninitialized(x_q.rows(), x_q.cols());
+  }
+  const FloatView difference = difference_.view().rows_range(0, x_q.rows());
+  submodules::subtract(ctx, x_f, x_q, difference);
+  s.input->add(ctx, difference, x_q, slab);
+  return tokens * k * (3 * k + 1);
+}
+
+double SiteMoments::add_missing(const RunContext& ctx, Part part, ConstView missing, ConstView y_f,
+                                ConstView x_q, int64_t slab) {
+  Sums& s = sums(part);
+  s.output->add(ctx, missing, x_q, slab);
+  s.missing_energy += submodules::squared_norm(ctx, missing);
+  s.output_energy += submodules::squared_norm(ctx, y_f);
+  return 2 * static_cast<double>(x_q.rows()) * static_cast<double>(missing.cols() * x_q.cols());
+}
+
+SiteMoments::Finished SiteMoments::finish(const RunContext& ctx, Part part) {
+  Sums& s = sums(part);
+  Finished finished;
+  if (s.tokens == 0) return finished;
+  finished.h = std::move(*s.h).finish(ctx);
+  if (s.input) finished.cross_input = std::move(*s.input).finish();
+  if (s.output) {
+    finished.cross_output = std::move(*s.output).finish();
+    finished.missing_energy = s.missing_energy / static_cast<double>(s.tokens);
+    finished.output_energy = s.output_energy / static_cast<double>(s.tokens);
+  }
+  s = {};
+  return finished;
+}
+
+}  // namespace lpcd::pipeline

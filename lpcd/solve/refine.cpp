@@ -1,0 +1,243 @@
+#include "lpcd/solve/projector.h"
+#include "lpcd/solve/row_block.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "lpcd/solve/refine.cpp"
+#include <hwy/foreach_target.h>  // compiles the part below once per vector instruction set
+#include <hwy/highway.h>
+// after highway.h
+#include <algorithm>
+#include <cmath>
+
+#include "lpcd/base/raise.h"
+#include "lpcd/base/simd-inl.h"
+#include "lpcd/linalg/blas.h"
+#include "lpcd/linalg/parallel.h"
+#include "lpcd/tensor/half.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace lpcd::solve {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using simd::HWY_NAMESPACE::Df;
+using simd::HWY_NAMESPACE::for_vectors;
+using simd::HWY_NAMESPACE::Vf;
+
+// Moves the codes of one column to the best value on the grid while the other columns stay:
+// q - gradient / curvature, rounded. delta = change of the decoded weights. False if none changed.
+bool MoveColumn(const float* gradient, float curvature, const float* scale, const float* zero,
+                float max_code, int64_t rows, float* codes, float* delta) {
+  const Df d;
+  const Vf top = hn::Set(d, max_code);
+  const Vf inverse = hn::Set(d, 1.0F / curvature);
+  Vf any = hn::Zero(d);
+  for_vectors(rows, [&](auto load, auto store) HWY_ATTR {
+    const Vf s = load(scale);
+    const Vf z = load(zero);
+    const Vf code = load(codes);
+    const Vf shift = hn::Div(hn::Mul(load(gradient), inverse), s);
+    const Vf wanted = hn::Add(hn::Round(hn::Sub(hn::Sub(code, z), shift)), z);
+    const Vf next = hn::Min(hn::Max(wanted, hn::Zero(d)), top);
+    const Vf change = hn::Mul(s, hn::Sub(next, code));
+    any = hn::Max(any, hn::Abs(change));
+    store(next, codes);
+    store(change, delta);
+  });
+  return hn::GetLane(hn::MaxOfLanes(d, any)) > 0.0F;
+}
+
+// y += a x.
+void AddScaled(float a, const float* x, int64_t rows, float* y) {
+  const Vf factor = hn::Set(Df(), a);
+  for_vectors(rows, [&](auto load, auto store)
+                        HWY_ATTR { store(hn::MulAdd(factor, load(x), load(y)), y); });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace lpcd::solve
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace lpcd::solve {
+
+HWY_EXPORT(MoveColumn);
+HWY_EXPORT(AddScaled);
+
+namespace {
+
+// Columns whose changes are passed on inside a block before the rest is updated by one product.
+constexpr int64_t kBlockColumns = 128;
+
+// Coordinate descent on 64 rows, everything transposed: [columns, rows].
+class RefineRows {
+ public:
+  RefineRows(ConstView weight, const Metric& metric, format::QuantizedMatrix& result, int64_t row)
+      : metric_(metric),
+        result_(result),
+        first_row_(row),
+        rows_(std::min(kRowsPerTask, weight.rows() - row)),
+        inputs_(weight.cols()),
+        lambda_(static_cast<float>(metric.factor.lambda)),
+        codes_(Mat::uninitialized(inputs_, rows_)),
+        gradient_(Mat::uninitialized(inputs_, rows_)),
+        change_(Mat::uninitialized(std::min(kBlockColumns, inputs_), rows_)),
+        scale_(static_cast<size_t>(rows_)),
+        zero_(static_cast<size_t>(rows_)) {
+    Mat error = Mat::uninitialized(inputs_, rows_);
+    const int64_t length = result.spec.group_length(inputs_);
+    for (int64_t r = 0; r < rows_; ++r) {
+      const float* target = weight.row(row + r);
+      const uint8_t* codes = result.codes.data() + (row + r) * inputs_;
+      for (int64_t k = 0; k < inputs_; ++k) {
+        const int64_t group = k / length;
+        const auto code = static_cast<float>(codes[k]);
+        codes_(k, r) = code;
+        // A dead input was projected as if its weight were 0.
+        error(k, r) =
+            result.scales(group, row + r) * (code - static_cast<float>(zero_of(group, r))) -
+            (metric.dead(k) ? 0.0F : target[k]);
+      }
+    }
+    linalg::gemm_nn(1.0F, metric.h, error, 0.0F, gradient_);
+    for (int64_t k = 0; k < inputs_; ++k) {
+      HWY_DYNAMIC_DISPATCH(AddScaled)(lambda_, error.row(k), rows_, gradient_.row(k));
+    }
+  }
+
+  void run(int sweeps) {
+    const int64_t length = result_.spec.group_length(inputs_);
+    for (int sweep = 0; sweep < sweeps; ++sweep) {
+      for (int64_t group = 0; group < result_.groups(); ++group) {
+        const int64_t begin = group * length;
+        const int64_t end = std::min(inputs_, begin + length);
+        for (int64_t r = 0; r < rows_; ++r) {
+          scale_[static_cast<size_t>(r)] = result_.scales(group, first_row_ + r);
+          zero_[static_cast<size_t>(r)] = static_cast<float>(zero_of(group, r));
+        }
+        refit_scales(group, begin, end);
+        for (int64_t b = begin; b < end; b += kBlockColumns) {
+          move_codes(b, std::min(end, b + kBlockColumns));
+        }
+      }
+    }
+    for (int64_t r = 0; r < rows_; ++r) {
+      uint8_t* codes = result_.codes.data() + (first_row_ + r) * inputs_;
+      for (int64_t k = 0; k < inputs_; ++k) codes[k] = static_cast<uint8_t>(codes_(k, r));
+    }
+  }
+
+ private:
+  [[nodiscard]] uint8_t zero_of(int64_t group, int64_t r) const {
+    return result_.zeros[static_cast<size_t>(group * result_.rows + first_row_ + r)];
+  }
+
+  // Adds H[:, begin + j] times change[j] to the gradient of the columns outside [begin, end).
+  void pass_on(ConstView change, int64_t begin, int64_t end) {
+    const ConstView h = metric_.h;
+    const FloatView g = gradient_;
+    if (begin > 0) {
+      linalg::gemm_nn(1.0F, h.rows_range(0, begin).cols_range(begin, end - begin), change, 1.0F,
+                      g.rows_range(0, begin));
+    }
+    if (end < inputs_) {
+      linalg::gemm_nn(1.0F, h.rows_range(end, inputs_ - end).cols_range(begin, end - begin), change,
+                      1.0F, g.rows_range(end, inputs_ - end));
+    }
+  }
+
+  // The scale that is best for the codes c of a group: with q = s c the loss is a parabola in s of
+  // slope c^T g and curvature c^T (H + lambda I) c.
+  void refit_scales(int64_t group, int64_t begin, int64_t end) {
+    const int64_t count = end - begin;
+    Mat centred = Mat::uninitialized(count, rows_);
+    Mat product = Mat::uninitialized(count, rows_);
+    for (int64_t k = 0; k < count; ++k) {
+      for (int64_t r = 0; r < rows_; ++r) {
+        centred(k, r) = codes_(begin + k, r) - zero_[static_cast<size_t>(r)];
+      }
+    }
+    const ConstView h = metric_.h;
+    linalg::gemm_nn(1.0F, h.rows_range(begin, count).cols_range(begin, count), centred, 0.0F,
+                    product);
+    bool any = false;
+    for (int64_t r = 0; r < rows_; ++r) {
+      double slope = 0;
+      double curvature = 0;
+      for (int64_t k = 0; k < count; ++k) {
+        const double c = centred(k, r);
+        slope += c * static_cast<double>(gradient_(begin + k, r));
+        curvature += c * (static_cast<double>(product(k, r)) + metric_.factor.lambda * c);
+      }
+      float& scale = scale_[static_cast<size_t>(r)];
+      float step = 0;
+      if (curvature > 0) {
+        const float wanted = round_to_f16(static_cast<float>(scale - slope / curvature));
+        const double taken = static_cast<double>(wanted) - static_cast<double>(scale);
+        // Only downhill, and never to a scale that f16 cannot hold.
+        if (wanted != 0.0F && std::isfinite(wanted) &&
+            taken * slope + 0.5 * taken * taken * curvature < 0) {
+          step = static_cast<float>(taken);
+          scale = wanted;
+          any = true;
+        }
+      }
+      result_.scales(group, first_row_ + r) = scale;
+      for (int64_t k = 0; k < count; ++k) {
+        centred(k, r) *= step;  // from here on the change of the weights
+        product(k, r) = product(k, r) * step + lambda_ * centred(k, r);
+      }
+    }
+    if (!any) return;
+    for (int64_t k = 0; k < count; ++k) {
+      HWY_DYNAMIC_DISPATCH(AddScaled)(1.0F, product.row(k), rows_, gradient_.row(begin + k));
+    }
+    pass_on(centred, begin, end);
+  }
+
+  void move_codes(int64_t begin, int64_t end) {
+    bool any = false;
+    const FloatView change = change_.view().rows_range(0, end - begin);
+    for (int64_t k = begin; k < end; ++k) {
+      float* column_change = change.row(k - begin);
+      const float curvature = metric_.h(k, k) + lambda_;
+      if (metric_.dead(k) || !HWY_DYNAMIC_DISPATCH(MoveColumn)(
+                                 gradient_.row(k), curvature, scale_.data(), zero_.data(),
+                                 result_.spec.max_code(), rows_, codes_.row(k), column_change)) {
+        std::fill_n(column_change, rows_, 0.0F);
+        continue;
+      }
+      any = true;
+      for (int64_t j = begin; j < end; ++j) {
+        const float coefficient = j == k ? curvature : metric_.h(j, k);
+        HWY_DYNAMIC_DISPATCH(AddScaled)(coefficient, column_change, rows_, gradient_.row(j));
+      }
+    }
+    if (any) pass_on(change, begin, end);
+  }
+
+  const Metric& metric_;
+  format::QuantizedMatrix& result_;
+  int64_t first_row_;
+  int64_t rows_;
+  int64_t inputs_;
+  float lambda_;
+  Mat codes_;     // [K, rows]
+  Mat gradient_;  // (H + lambda I) E  [K, rows]
+  Mat change_;    // of the weights of a block of columns
+  std::vector<float> scale_;
+  std::vector<float> zero_;
+};
+
+}  // namespace
+
+void refine(const RunContext& ctx, ConstView weight, const Metric& metric, int sweeps,
+            format::QuantizedMatrix& result) {
+  LPCD_CHECK(weight.cols() == metric.inputs() && weight.rows() == result.rows);
+  linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {
+    RefineRows(weight, metric, result, task * kRowsPerTask).run(sweeps);
+  });
+}
+
+}  // namespace lpcd::solve
+#endif  // HWY_ONCE

@@ -1,0 +1,275 @@
+#include "lpcd/submodules/relax.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lpcd/submodules/sums.h"
+
+namespace lpcd::submodules {
+namespace {
+
+using arch::BlockWeights;
+using arch::Role;
+
+void scale(double factor, Mat& m) {
+  const auto f = static_cast<float>(factor);
+  for (int64_t i = 0; i < m.size(); ++i) m.data()[i] *= f;
+}
+
+// y += a x
+void add_scaled(double a, const Mat& x, Mat& y) {
+  const auto f = static_cast<float>(a);
+  for (int64_t i = 0; i < y.size(); ++i) y.data()[i] += f * x.data()[i];
+}
+
+double mean_diagonal(ConstView m) {
+  double sum = 0;
+  const int64_t n = m.cols();
+  for (int64_t k = 0; k < n; ++k) sum += static_cast<double>(m.rows() == 1 ? m(0, k) : m(k, k));
+  return sum / static_cast<double>(n);
+}
+
+Mat transposed(ConstView m) {
+  Mat out = Mat::uninitialized(m.cols(), m.rows());
+  for (int64_t r = 0; r < m.rows(); ++r) {
+    for (int64_t c = 0; c < m.cols(); ++c) out(c, r) = m(r, c);
+  }
+  return out;
+}
+
+// (output + ridge)^-1 R (input + ridge)^-1
+class Preconditioner {
+ public:
+  Preconditioner(const RunContext& ctx, const Factors& factors, double ridge)
+      : ctx_(ctx), input_(linalg::factor_damped_inverse(ctx, factors.input, {.fraction = ridge})) {
+    if (factors.output.rows() > 1) {
+      output_ = linalg::factor_damped_inverse(ctx, factors.output, {.fraction = ridge});
+      return;
+    }
+    const double damping = std::max(ridge * mean_diagonal(factors.output), 1e-30);
+    for (int64_t n = 0; n < factors.output.cols(); ++n) {
+      inverse_diagonal_.push_back(
+          static_cast<float>(1.0 / (static_cast<double>(factors.output(0, n)) + damping)));
+    }
+  }
+
+  [[nodiscard]] Mat apply(const Mat& r) const {
+    Mat out = r.clone();
+    linalg::solve_right(ctx_, input_, out);
+    if (!inverse_diagonal_.empty()) {
+      for (int64_t n = 0; n < out.rows(); ++n) {
+        for (int64_t k = 0; k < out.cols(); ++k) {
+          out(n, k) *= inverse_diagonal_[static_cast<size_t>(n)];
+        }
+      }
+      return out;
+    }
+    Mat turned = transposed(out);
+    linalg::solve_right(ctx_, output_, turned);
+    return transposed(turned);
+  }
+
+ private:
+  const RunContext& ctx_;
+  linalg::InverseFactor input_;
+  linalg::InverseFactor output_;
+  std::vector<float> inverse_diagonal_;
+};
+
+struct Descent {
+  Mat gradient;      // (1/T) A^T (S_f - S)
+  double error = 0;  // per token
+};
+
+Descent descent_on(const RunContext& ctx, const Coupled& coupled, Role role,
+                   const SequenceSource& source, Part part, const BlockWeights& w) {
+  Descent d{.gradient = Mat(w[role].rows(), w[role].cols())};
+  source.for_chunks(part, [&](const SequenceChunk& chunk) {
+    d.error += coupled.descent(ctx, chunk, w, role, d.gradient);
+  });
+  const double tokens = static_cast<double>(source.tokens(part));
+  scale(1.0 / tokens, d.gradient);
+  d.error /= tokens;
+  return d;
+}
+
+// (1/T) A^T A d; returns (1/T) |A d|^2
+double curvature_on(const RunContext& ctx, const Coupled& coupled, Role role,
+                    const SequenceSource& source, Part part, const BlockWeights& w, const Mat& d,
+                    Mat& product) {
+  product.set_zero();
+  double energy = 0;
+  source.for_chunks(part, [&](const SequenceChunk& chunk) {
+    energy += coupled.curvature(ctx, chunk, w, role, d, product);
+  });
+  const double tokens = static_cast<double>(source.tokens(part));
+  scale(1.0 / tokens, product);
+  return energy / tokens;
+}
+
+double error_on(const RunContext& ctx, const Coupled& coupled, const SequenceSource& source,
+                Part part, const BlockWeights& w) {
+  double sum = 0;
+  source.for_chunks(part,
+                    [&](const SequenceChunk& chunk) { sum += coupled.objective(ctx, chunk, w); });
+  return sum / static_cast<double>(source.tokens(part));
+}
+
+void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role role,
+                         const SequenceSource& source, const BlockWeights& w,
+                         const Factors& factors, const RelaxOptions& options, Relaxed& result) {
+  const Preconditioner precondition(ctx, factors, options.ridge);
+  const double ridge =
+      options.ridge * mean_diagonal(factors.output) * 0.5 * mean_diagonal(factors.input);
+  Descent start = descent_on(ctx, coupled, role, source, Part::kSolve, w);
+
+  result.step = Mat(w[role].rows(), w[role].cols());
+  Mat residual = std::move(start.gradient);
+  const double first = std::sqrt(inner_product(residual, residual));
+  Mat z = precondition.apply(residual);
+  Mat direction = z.clone();
+  Mat product(residual.rows(), residual.cols());
+  double rz = inner_product(residual, z);
+  for (int i = 0; i < options.iterations && rz > 0; ++i) {
+    curvature_on(ctx, coupled, role, source, Part::kSolve, w, direction, product);
+    add_scaled(ridge, direction, product);
+    const double bend = inner_product(direction, product);
+    if (!(bend > 0)) break;
+    const double length = rz / bend;
+    add_scaled(length, direction, result.step);
+    add_scaled(-length, product, residual);
+    if (i + 1 == options.iterations) break;
+    z = precondition.apply(residual);
+    const double next = inner_product(residual, z);
+    scale(next / rz, direction);
+    add_scaled(1.0, z, direction);
+    rz = next;
+  }
+  result.residual = first > 0 ? std::sqrt(inner_product(residual, residual)) / first : 0;
+}
+
+}  // namespace
+
+Factors measure_factors(const RunContext& ctx, const Coupled& coupled, Role role,
+                        const SequenceSource& source, const BlockWeights& w) {
+  Factors factors = coupled.start_factors(role);
+  source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+    coupled.add_factors(ctx, chunk, w, role, factors);
+  });
+  coupled.finish_factors(ctx, w, role, source.tokens(Part::kSolve), factors);
+  return factors;
+}
+
+Energies measure_energies(const RunContext& ctx, const Coupled& coupled,
+                          const SequenceSource& source, const BlockWeights& w) {
+  const auto of = [&](Part part) {
+    double sum = 0;
+    source.for_chunks(part,
+                      [&](const SequenceChunk& chunk) { sum += coupled.energy(ctx, chunk, w); });
+    return std::max(sum / std::max(1.0, static_cast<double>(source.tokens(part))), 1e-30);
+  };
+  return {.solve = of(Part::kSolve), .held_out = of(Part::kHeldOut)};
+}
+
+double relative_error(const RunContext& ctx, const Coupled& coupled, const SequenceSource& source,
+                      Part part, const Energies& energies, const BlockWeights& w) {
+  return error_on(ctx, coupled, source, part, w) / energies.of(part);
+}
+
+Mat descend_with_adam(const RunContext& ctx, const Coupled& coupled, Role role,
+                      const SequenceSource& source, BlockWeights& w, const AdamOptions& options) {
+  const int64_t sequences = source.tokens(Part::kSolve) / source.seq_len();
+  const int64_t chunks_per_step = options.batch / kAdamChunk;
+  const int64_t total = options.epochs * sequences / chunks_per_step;
+  const auto warm = static_cast<int64_t>(0.1 * static_cast<double>(total));
+  const auto rate_at = [&](int64_t step) {
+    if (step < warm) {
+      return options.base_rate * static_cast<double>(step) / static_cast<double>(warm);
+    }
+    const double share =
+        static_cast<double>(step - warm) / static_cast<double>(std::max<int64_t>(1, total - warm));
+    return options.base_rate * std::max(0.0, (1 + std::cos(M_PI * share)) / 2);
+  };
+  Mat& weight = w[role];
+  const Mat from = weight.clone();
+  Mat gradient(weight.rows(), weight.cols());
+  Mat descent(weight.rows(), weight.cols());
+  Mat mean(weight.rows(), weight.cols());
+  Mat square(weight.rows(), weight.cols());
+  int64_t step = 0;
+  for (int epoch = 0; epoch < options.epochs; ++epoch) {
+    int64_t chunk_index = 0;
+    source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+      descent.set_zero();
+      (void)coupled.descent(ctx, chunk, w, role, descent);
+      const double outputs =
+          coupled.outputs_per_sequence() * static_cast<double>(chunk.x_q.rows() / source.seq_len());
+      add_scaled(-2.0 / outputs / static_cast<double>(chunks_per_step), descent, gradient);
+      if (++chunk_index % chunks_per_step != 0) return;
+      const double rate = rate_at(step++);
+      const auto first = static_cast<float>(1 - std::pow(0.9, step));
+      const auto second = static_cast<float>(std::sqrt(1 - std::pow(0.999, step)));
+      const auto length = static_cast<float>(rate) / first;
+      for (int64_t i = 0; i < weight.size(); ++i) {
+        const float g = gradient.data()[i];
+        float& m = mean.data()[i];
+        float& v = square.data()[i];
+        m += (g - m) * 0.1F;
+        v = v * 0.999F + g * g * 0.001F;
+        weight.data()[i] -= length * m / (std::sqrt(v) / second + 1e-8F);
+      }
+      gradient.set_zero();
+    });
+  }
+  Mat reached = weight.clone();
+  copy(from, weight);
+  return reached;
+}
+
+Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
+              const SequenceSource& source, BlockWeights& w, const Factors& factors,
+              const Energies& energies, const RelaxOptions& options) {
+  Relaxed result;
+  if (options.adam) {
+    result.step = descend_with_adam(ctx, coupled, role, source, w, options.adam_options);
+    add_scaled(-1.0, w[role], result.step);
+  } else {
+    conjugate_gradients(ctx, coupled, role, source, w, factors, options, result);
+  }
+
+  const bool held_out = source.tokens(Part::kHeldOut) > 0;
+  const Part judge = held_out ? Part::kHeldOut : Part::kSolve;
+  const double energy = energies.of(judge);
+  Mat product(w[role].rows(), w[role].cols());
+  const Descent here = held_out ? descent_on(ctx, coupled, role, source, judge, w)
+                                : descent_on(ctx, coupled, role, source, Part::kSolve, w);
+  const double bend = curvature_on(ctx, coupled, role, source, judge, w, result.step, product);
+  const double slope = inner_product(here.gradient, result.step);
+  result.objective_before = here.error / energy;
+  // f(s) = f(0) - 2 s slope + s^2 bend
+  double s = options.strength;
+  if (held_out) s = bend > 0 ? std::clamp(slope / bend, 0.0, 1.0) : 0.0;
+  if (coupled.linear(role)) {
+    result.strength = s;
+    result.objective_relaxed = std::max(0.0, here.error - 2 * s * slope + s * s * bend) / energy;
+    return result;
+  }
+  // The parabola is a guess; the true objective decides.
+  result.objective_relaxed = result.objective_before;
+  const Mat from = w[role].clone();
+  for (int attempt = 0; attempt < 3 && s > 0; ++attempt, s /= 2) {
+    for (int64_t i = 0; i < from.size(); ++i) {
+      w[role].data()[i] = from.data()[i] + static_cast<float>(s) * result.step.data()[i];
+    }
+    const double error = error_on(ctx, coupled, source, judge, w) / energy;
+    if (error < result.objective_relaxed) {
+      result.objective_relaxed = error;
+      result.strength = s;
+      break;
+    }
+  }
+  copy(from, w[role]);
+  return result;
+}
+
+}  // namespace lpcd::submodules

@@ -1,0 +1,83 @@
+#pragma once
+
+#include <vector>
+
+#include "lpcd/linalg/factor.h"
+#include "lpcd/submodules/coupled.h"
+
+namespace lpcd::submodules {
+
+/// Adam as the reference package runs it: batches of 16 sequences whose gradients are averaged over
+/// a step, 10 % warm-up, cosine; the schedule is laid out for one step per `batch` / 16
+/// *sequences*, though a step takes `batch` of them, so that the learning rate rarely leaves the
+/// warm-up.
+struct AdamOptions {
+  int epochs = 20;
+  int64_t batch = 16;  ///< sequences per step, a multiple of 16
+  double base_rate = 1e-4;
+};
+/// Sequences whose gradient is one term of a step.
+constexpr int64_t kAdamChunk = 16;
+
+struct RelaxOptions {
+  bool adam = false;  ///< else conjugate gradients
+  AdamOptions adam_options;
+  /// Products with A^T A. The preconditioner is close to A^T A, so few are needed.
+  int iterations = 2;
+  /// Ridge of the problem and of the preconditioner's factors, relative to their mean diagonal.
+  double ridge = 0.01;
+  /// Share of the step that is taken when there are no held-out sequences.
+  double strength = 0.5;
+};
+
+/// |S_f|^2 per token of both parts: what errors are relative to.
+struct Energies {
+  double solve = 0;
+  double held_out = 0;
+
+  [[nodiscard]] double of(Part part) const { return part == Part::kSolve ? solve : held_out; }
+};
+
+[[nodiscard]] Energies measure_energies(const RunContext& ctx, const Coupled& coupled,
+                                        const SequenceSource& source, const arch::BlockWeights& w);
+
+/// The real-valued optimum of one layer of a submodule, as a step from where it was.
+struct Relaxed {
+  Mat step;             ///< D [N, K]: the least-squares optimum is W + D
+  double strength = 0;  ///< share of it that is best on the held-out sequences, in [0, 1]
+  /// Mean squared error per token before, and after strength * D, relative to the energy of the
+  /// original output; on the held-out sequences where there are any.
+  double objective_before = 0;
+  double objective_relaxed = 0;
+  double residual = 0;  ///< |r| / |r_0| of the normal equations at the end
+};
+
+/// Minimises the submodule's error in one layer by preconditioned conjugate gradients on
+/// A^T A + ridge. The preconditioner is the Kronecker product of `factors`.
+///
+/// Where the submodule is not linear in the layer, the strength is found by trying it on the true
+/// objective, and 0 if nothing is gained.
+/// Shapes    w[role] [N, K] is where the step starts.
+/// Memory    6 N K floats, two factorisations, the temporaries of a chunk.
+[[nodiscard]] Relaxed relax(const RunContext& ctx, const Coupled& coupled, arch::Role role,
+                            const SequenceSource& source, arch::BlockWeights& w,
+                            const Factors& factors, const Energies& energies,
+                            const RelaxOptions& options);
+
+/// The weights that Adam reaches from w[role].
+/// Shapes    `source` gives chunks of kAdamChunk sequences.
+[[nodiscard]] Mat descend_with_adam(const RunContext& ctx, const Coupled& coupled, arch::Role role,
+                                    const SequenceSource& source, arch::BlockWeights& w,
+                                    const AdamOptions& options);
+
+/// Factors of the layer on the sequences that weights are solved on.
+[[nodiscard]] Factors measure_factors(const RunContext& ctx, const Coupled& coupled,
+                                      arch::Role role, const SequenceSource& source,
+                                      const arch::BlockWeights& w);
+
+/// The submodule's relative error at the weights in w.
+[[nodiscard]] double relative_error(const RunContext& ctx, const Coupled& coupled,
+                                    const SequenceSource& source, Part part,
+                                    const Energies& energies, const arch::BlockWeights& w);
+
+}  // namespace lpcd::submodules

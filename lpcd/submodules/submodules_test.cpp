@@ -1,0 +1,356 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "lpcd/linalg/blas.h"
+#include "lpcd/submodules/coupled.h"
+#include "lpcd/submodules/relax.h"
+#include "lpcd/submodules/submodule.h"
+#include "lpcd/submodules/sums.h"
+
+namespace lpcd::submodules {
+namespace {
+
+using arch::BlockForward;
+using arch::BlockWeights;
+using arch::ModelConfig;
+using arch::Role;
+
+RunContext with_threads(int threads) {
+  RunContext ctx;
+  ctx.threads = threads;
+  return ctx;
+}
+
+Mat random_mat(int64_t rows, int64_t cols, uint64_t seed, float spread = 1.0F) {
+  std::mt19937_64 rng(seed);
+  std::normal_distribution<float> normal(0.0F, spread);
+  Mat m(rows, cols);
+  std::generate_n(m.data(), m.size(), [&] { return normal(rng); });
+  return m;
+}
+
+ModelConfig small_config(bool qk_norm) {
+  ModelConfig c;
+  c.architecture = qk_norm ? "qwen3" : "llama";
+  c.vocab_size = 64;
+  c.hidden = 24;
+  c.ffn = 40;
+  c.blocks = 1;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.head_dim = 8;
+  c.max_positions = 128;
+  c.qk_norm = qk_norm;
+  return c;
+}
+
+BlockWeights random_block(const ModelConfig& c, uint64_t seed) {
+  BlockWeights w;
+  for (const Role role : arch::kLinearRoles) {
+    const auto shape = c.shape(role);
+    w[role] =
+        random_mat(shape[0], shape[1], seed++, 1.0F / std::sqrt(static_cast<float>(shape[1])));
+  }
+  for (const Role role : {Role::kAttentionNorm, Role::kFfnNorm, Role::kQNorm, Role::kKNorm}) {
+    if (!c.has(role)) continue;
+    w[role] = random_mat(1, c.shape(role)[0], seed++, 0.2F);
+    for (int64_t i = 0; i < w[role].size(); ++i) w[role].data()[i] += 1.0F;
+  }
+  return w;
+}
+
+BlockWeights clone(const BlockWeights& w) {
+  BlockWeights copy;
+  for (size_t i = 0; i < w.tensors.size(); ++i) copy.tensors[i] = w.tensors[i].clone();
+  return copy;
+}
+
+// Streams of `sequences` sequences; the last `held_out` of them enter no solve.
+class FixedSource final : public SequenceSource {
+ public:
+  FixedSource(int64_t length, int64_t sequences, int64_t held_out, int64_t hidden, uint64_t seed,
+              int64_t chunk)
+      : length_(length),
+        solve_(length * (sequences - held_out)),
+        all_(length * sequences),
+        chunk_(chunk),
+        x_f(random_mat(all_, hidden, seed)),
+        x_q(x_f.clone()),
+        y_f(random_mat(all_, hidden, seed + 1)) {
+    const Mat noise = random_mat(all_, hidden, seed + 2, 0.1F);
+    for (int64_t i = 0; i < x_q.size(); ++i) x_q.data()[i] += noise.data()[i];
+  }
+
+  int64_t seq_len() const override { return length_; }
+  int64_t tokens(Part part) const override { return part == Part::kSolve ? solve_ : all_ - solve_; }
+  void for_chunks(Part part, const std::function<void(const SequenceChunk&)>& body) const override {
+    const int64_t begin = part == Part::kSolve ? 0 : solve_;
+    const int64_t end = part == Part::kSolve ? solve_ : all_;
+    for (int64_t r0 = begin; r0 < end; r0 += chunk_) {
+      const int64_t n = std::min(chunk_, end - r0);
+      body({.x_f = ConstView(x_f).rows_range(r0, n),
+            .x_q = ConstView(x_q).rows_range(r0, n),
+            .y_f = ConstView(y_f).rows_range(r0, n),
+            .first_row = r0});
+    }
+  }
+
+ private:
+  int64_t length_;
+  int64_t solve_;
+  int64_t all_;
+  int64_t chunk_;
+
+ public:
+  Mat x_f, x_q, y_f;
+};
+
+constexpr int64_t kLength = 16;
+
+struct Case {
+  const CoupledInfo* info;
+  Role role;
+  bool qk_norm;
+};
+
+std::vector<Case> all_cases() {
+  std::vector<Case> cases;
+  for (const CoupledInfo& info : coupled_submodules()) {
+    for (const Role role : info.relaxed) {
+      for (const bool qk_norm : {false, true}) cases.push_back({&info, role, qk_norm});
+    }
+  }
+  return cases;
+}
+
+double objective_of(const RunContext& ctx, const Coupled& coupled, const FixedSource& source,
+                    const BlockWeights& w) {
+  double sum = 0;
+  source.for_chunks(Part::kSolve,
+                    [&](const SequenceChunk& chunk) { sum += coupled.objective(ctx, chunk, w); });
+  return sum;
+}
+
+Mat moved(const Mat& from, double step, const Mat& direction) {
+  Mat to = from.clone();
+  for (int64_t i = 0; i < to.size(); ++i) {
+    to.data()[i] += static_cast<float>(step) * direction.data()[i];
+  }
+  return to;
+}
+
+// With A the derivative of the submodule's output: descent = A^T r and curvature = A^T A d.
+//   <d1, A^T A d2> = <A^T A d1, d2>            (the adjoint is the adjoint)
+//   <d, A^T A d> = |A d|^2
+//   f(W + D) = f(W) - 2 <A^T r, D> + |A D|^2   (exactly, where S is linear)
+TEST(Coupled, OperatorsAndAdjointsBelongTogether) {
+  const RunContext ctx = with_threads(2);
+  for (const Case& test : all_cases()) {
+    const ModelConfig c = small_config(test.qk_norm);
+    const BlockForward forward(c, kLength);
+    const BlockWeights original = random_block(c, 100);
+    BlockWeights w = random_block(c, 200);
+    const FixedSource source(kLength, 6, 0, c.hidden, 300, 2 * kLength);
+    const auto coupled = test.info->make(forward, original);
+    SCOPED_TRACE(std::string(test.info->name) + " " + std::string(arch::role_name(test.role)) +
+                 (test.qk_norm ? " with q/k norm" : ""));
+    const int64_t n = w[test.role].rows();
+    const int64_t k = w[test.role].cols();
+    const Mat d1 = random_mat(n, k, 1, 0.3F);
+    const Mat d2 = random_mat(n, k, 2, 0.3F);
+    Mat gradient(n, k);
+    Mat p1(n, k);
+    Mat p2(n, k);
+    double before = 0;
+    double energy1 = 0;
+    source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+      before += coupled->descent(ctx, chunk, w, test.role, gradient);
+      energy1 += coupled->curvature(ctx, chunk, w, test.role, d1, p1);
+      (void)coupled->curvature(ctx, chunk, w, test.role, d2, p2);
+    });
+    EXPECT_NEAR(before, objective_of(ctx, *coupled, source, w), 1e-5 * before);
+    EXPECT_NEAR(inner_product(d1, p1), energy1, 1e-4 * energy1);
+    const double scale = std::sqrt(inner_product(d1, p1) * inner_product(d2, p2));
+    EXPECT_NEAR(inner_product(d1, p2), inner_product(d2, p1), 1e-4 * scale);
+
+    const Mat start = w[test.role].clone();
+    const double slope = inner_product(gradient, d1);
+    if (coupled->linear(test.role)) {
+      w[test.role] = moved(start, 1.0, d1);
+      const double after = objective_of(ctx, *coupled, source, w);
+      EXPECT_NEAR(after, before - 2 * slope + energy1, 2e-4 * (before + energy1));
+    } else {
+      const double h = 1e-2;
+      w[test.role] = moved(start, h, d1);
+      const double plus = objective_of(ctx, *coupled, source, w);
+      w[test.role] = moved(start, -h, d1);
+      const double minus = objective_of(ctx, *coupled, source, w);
+      EXPECT_NEAR((plus - minus) / (2 * h), -2 * slope, 5e-3 * std::abs(slope) + 1e-3 * before);
+    }
+  }
+}
+
+// At least 98 % of a known change of one layer are found again from the outputs it gave.
+TEST(Relax, RecoversKnownWeightsFromExactData) {
+  const RunContext ctx = with_threads(1);
+  for (const Case& test : all_cases()) {
+    const ModelConfig c = small_config(test.qk_norm);
+    const BlockForward forward(c, kLength);
+    const BlockWeights original = random_block(c, 100);
+    SCOPED_TRACE(std::string(test.info->name) + " " + std::string(arch::role_name(test.role)) +
+                 (test.qk_norm ? " with q/k norm" : ""));
+    FixedSource source(kLength, 14, 2, c.hidden, 300, 4 * kLength);
+    copy(source.x_f, source.x_q);
+    copy(source.x_f, source.y_f);
+    if (test.info->half == Half::kAttention) {
+      Mat a = Mat::uninitialized(source.x_f.rows(), c.hidden);
+      Mat z = Mat::uninitialized(source.x_f.rows(), c.heads * c.head_dim);
+      forward.attention_norm(ctx, original, source.x_f, a);
+      forward.attention(ctx, original, a, z);
+      forward.add_projection(ctx, z, original[Role::kO], source.y_f);
+    } else {
+      Mat m = Mat::uninitialized(source.x_f.rows(), c.hidden);
+      Mat u = Mat::uninitialized(source.x_f.rows(), c.ffn);
+      forward.ffn_norm(ctx, original, source.x_f, m);
+      forward.ffn_activation(ctx, original, m, u);
+      forward.add_projection(ctx, u, original[Role::kDown], source.y_f);
+    }
+    const auto coupled = test.info->make(forward, original);
+    BlockWeights w = clone(original);
+    const Mat change = random_mat(w[test.role].rows(), w[test.role].cols(), 7, 0.02F);
+    w[test.role] = moved(w[test.role], 1.0, change);
+    const Energies energies = measure_energies(ctx, *coupled, source, w);
+    const Factors factors = measure_factors(ctx, *coupled, test.role, source, w);
+    const double first = relative_error(ctx, *coupled, source, Part::kSolve, energies, w);
+    EXPECT_GT(first, 1e-6);
+    const Relaxed relaxed = relax(ctx, *coupled, test.role, source, w, factors, energies,
+                                  {.iterations = 40, .ridge = 1e-6});
+    EXPECT_GT(relaxed.strength, 0.9);
+    EXPECT_LT(relaxed.objective_relaxed, 0.02 * relaxed.objective_before);
+    w[test.role] = moved(w[test.role], relaxed.strength, relaxed.step);
+    EXPECT_LT(relative_error(ctx, *coupled, source, Part::kSolve, energies, w), 0.02 * first);
+  }
+}
+
+TEST(Relax, LowersItsOwnObjectiveAndDependsNeitherOnThreadsNorOnChunks) {
+  for (const Case& test : all_cases()) {
+    const ModelConfig c = small_config(test.qk_norm);
+    const BlockForward forward(c, kLength);
+    const BlockWeights original = random_block(c, 100);
+    SCOPED_TRACE(std::string(test.info->name) + " " + std::string(arch::role_name(test.role)));
+    Mat first;
+    const int64_t slab = forward.tiling().slab_rows;
+    for (const auto& [threads, slabs] : {std::pair{1, 1}, {3, 1}, {2, 2}}) {
+      const RunContext ctx = with_threads(threads);
+      const FixedSource source(kLength, 3 * slab / kLength + 20, 20, c.hidden, 300, slabs * slab);
+      const auto coupled = test.info->make(forward, original);
+      BlockWeights w = random_block(c, 200);
+      const Energies energies = measure_energies(ctx, *coupled, source, w);
+      const Factors factors = measure_factors(ctx, *coupled, test.role, source, w);
+      for (int64_t i = 0; i < factors.input.rows(); ++i) EXPECT_GT(factors.input(i, i), 0.0F);
+      const Relaxed relaxed = relax(ctx, *coupled, test.role, source, w, factors, energies, {});
+      EXPECT_LE(relaxed.objective_relaxed, relaxed.objective_before);
+      const double before = relative_error(ctx, *coupled, source, Part::kHeldOut, energies, w);
+      w[test.role] = moved(w[test.role], relaxed.strength, relaxed.step);
+      EXPECT_LE(relative_error(ctx, *coupled, source, Part::kHeldOut, energies, w),
+                before * (1 + 1e-5));
+      if (first.empty()) {
+        first = relaxed.step.clone();
+      } else {
+        for (int64_t i = 0; i < first.size(); ++i) {
+          ASSERT_EQ(relaxed.step.data()[i], first.data()[i]) << threads << " " << slabs;
+        }
+      }
+    }
+  }
+}
+
+// On heads whose norm is 1 the norm of Qwen3 is the identity, and both families place alike.
+TEST(QueryKey, WhereTheNormIsTheIdentityBothFamiliesAgree) {
+  const RunContext ctx = with_threads(1);
+  ModelConfig plain = small_config(false);
+  ModelConfig normed = small_config(true);
+  normed.rms_eps = 1e-12F;
+  const BlockForward plain_forward(plain, kLength);
+  const BlockForward normed_forward(normed, kLength);
+  BlockWeights w = random_block(plain, 200);
+  for (const Role role : {Role::kQNorm, Role::kKNorm}) {
+    w[role] = Mat(1, normed.head_dim);
+    for (int64_t i = 0; i < normed.head_dim; ++i) w[role](0, i) = 1.0F;
+  }
+  const FixedSource source(kLength, 2, 0, plain.hidden, 300, 2 * kLength);
+  source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+    Mat a = Mat::uninitialized(chunk.x_q.rows(), plain.hidden);
+    plain_forward.attention_norm(ctx, w, chunk.x_q, a);
+    for (const Role role : {Role::kQ, Role::kK}) {
+      Mat x = Mat::uninitialized(a.rows(), w[role].rows());
+      plain_forward.project(ctx, w, role, a, x);
+      for (int64_t i = 0; i < x.size(); ++i) x.data()[i] = std::copysign(1.0F, x.data()[i]);
+      Mat y = x.clone();
+      plain_forward.place(ctx, w, role, x);
+      normed_forward.place(ctx, w, role, y);
+      for (int64_t i = 0; i < x.size(); ++i) EXPECT_NEAR(x.data()[i], y.data()[i], 1e-5);
+    }
+  });
+}
+
+// W C (H + lambda I)^-1 at full strength and no damping undoes a known linear error of the inputs.
+TEST(Correct, FullStrengthRecoversTheWeightThatUndoesTheInputError) {
+  const RunContext ctx = with_threads(1);
+  constexpr int64_t kInputs = 24;
+  const Mat x_q = random_mat(400, kInputs, 81);
+  Mat undo = random_mat(kInputs, kInputs, 82, 0.1F);
+  for (int64_t k = 0; k < kInputs; ++k) undo(k, k) += 1.0F;
+  Mat x_f(400, kInputs);
+  linalg::gemm_nt(1.0F, x_q, undo, 0.0F, x_f);  // x_f = undo x_q
+  Mat h(kInputs, kInputs);
+  Mat c(kInputs, kInputs);
+  Mat delta(400, kInputs);
+  for (int64_t i = 0; i < delta.size(); ++i) delta.data()[i] = x_f.data()[i] - x_q.data()[i];
+  linalg::gemm_tn(2.0F / 400, x_q, x_q, 0.0F, h);
+  linalg::gemm_tn(2.0F / 400, delta, x_q, 0.0F, c);
+  const Mat w = random_mat(10, kInputs, 83);
+  Mat expected(10, kInputs);
+  linalg::gemm_nn(1.0F, w, undo, 0.0F, expected);
+  const LayerProblem problem{
+      .weight = w, .solve = {.h = h, .cross_input = c}, .held_out = {.h = h, .cross_input = c}};
+  for (const auto order : {solve::ColumnOrder::kNatural, solve::ColumnOrder::kActivation}) {
+    const solve::Metric metric = solve::make_metric(ctx, h.clone(), {.fraction = 1e-7}, order);
+    const Target full = correct(ctx, problem, metric, 1.0);
+    const Target chosen = correct(ctx, problem, metric, {});  // the parabola's minimum is at 1
+    const Target none = correct(ctx, problem, metric, 0.0);
+    EXPECT_NEAR(chosen.strength, 1.0, 1e-3);
+    for (int64_t i = 0; i < expected.size(); ++i) {
+      EXPECT_NEAR(full.weight.data()[i], expected.data()[i], 1e-3);
+      EXPECT_NEAR(chosen.weight.data()[i], expected.data()[i], 2e-3);
+      EXPECT_EQ(none.weight.data()[i], w.data()[i]);
+    }
+  }
+  const Mat missing = missing_output(ctx, problem, problem.held_out);
+  EXPECT_LT(layer_error(ctx, problem, problem.held_out, missing, expected),
+            layer_error(ctx, problem, problem.held_out, missing, w));
+}
+
+// A correction that only fits the noise of the solved part is switched off on the held-out part.
+TEST(Correct, StrengthIsZeroWhereTheHeldOutPartDisagrees) {
+  const RunContext ctx = with_threads(1);
+  const Mat x = random_mat(200, 12, 5);
+  Mat h(12, 12);
+  linalg::gemm_tn(2.0F / 200, x, x, 0.0F, h);
+  const Mat w = random_mat(6, 12, 6);
+  const Mat r = random_mat(6, 12, 7);
+  Mat opposite = r.clone();
+  for (int64_t i = 0; i < opposite.size(); ++i) opposite.data()[i] *= -1.0F;
+  const LayerProblem problem{.weight = w,
+                             .solve = {.h = h, .cross_output = r},
+                             .held_out = {.h = h, .cross_output = opposite}};
+  const solve::Metric metric =
+      solve::make_metric(ctx, h.clone(), {.fraction = 0.01}, solve::ColumnOrder::kNatural);
+  EXPECT_EQ(correct(ctx, problem, metric, {}).strength, 0.0);
+}
+
+}  // namespace
+}  // namespace lpcd::submodules

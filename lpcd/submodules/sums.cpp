@@ -1,0 +1,84 @@
+#include "lpcd/submodules/sums.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lpcd/linalg/parallel.h"
+#include "lpcd/nn/ops.h"
+
+namespace lpcd::submodules {
+namespace {
+
+constexpr int64_t kRows = 256;  // rows per task
+
+double summed(const RunContext& ctx, int64_t rows,
+              const std::function<double(int64_t, int64_t)>& part) {
+  std::vector<double> sums(static_cast<size_t>(ceil_div(rows, kRows)));
+  for_rows(ctx, rows,
+           [&](int64_t r0, int64_t n) { sums[static_cast<size_t>(r0 / kRows)] = part(r0, n); });
+  double total = 0;
+  for (const double s : sums) total += s;
+  return total;
+}
+
+}  // namespace
+
+void for_rows(const RunContext& ctx, int64_t rows,
+              const std::function<void(int64_t, int64_t)>& body) {
+  linalg::parallel_for(ctx, ceil_div(rows, kRows), [&](int64_t task) {
+    const int64_t r0 = task * kRows;
+    body(r0, std::min(kRows, rows - r0));
+  });
+}
+
+double squared_norm(const RunContext& ctx, ConstView x) {
+  return summed(ctx, x.rows(),
+                [&](int64_t r0, int64_t n) { return nn::squared_norm(x.rows_range(r0, n)); });
+}
+
+double squared_distance(const RunContext& ctx, ConstView x, ConstView y) {
+  return summed(ctx, x.rows(), [&](int64_t r0, int64_t n) {
+    return nn::squared_distance(x.rows_range(r0, n), y.rows_range(r0, n));
+  });
+}
+
+void subtract(const RunContext& ctx, ConstView x, ConstView y, FloatView out) {
+  for_rows(ctx, x.rows(), [&](int64_t r0, int64_t n) {
+    nn::subtract(x.rows_range(r0, n), y.rows_range(r0, n), out.rows_range(r0, n));
+  });
+}
+
+void multiply(const RunContext& ctx, ConstView y, FloatView x) {
+  for_rows(ctx, x.rows(),
+           [&](int64_t r0, int64_t n) { nn::multiply(y.rows_range(r0, n), x.rows_range(r0, n)); });
+}
+
+void scale_rows(std::span<const float> weights, FloatView x) {
+  for (int64_t t = 0; t < x.rows(); ++t) {
+    const float factor = std::sqrt(weights[static_cast<size_t>(t)]);
+    for (int64_t c = 0; c < x.cols(); ++c) x(t, c) *= factor;
+  }
+}
+
+std::vector<float> column_energies(ConstView w) {
+  std::vector<float> sums(static_cast<size_t>(w.cols()));
+  for (int64_t r = 0; r < w.rows(); ++r) {
+    const float* row = w.row(r);
+    for (int64_t c = 0; c < w.cols(); ++c) sums[static_cast<size_t>(c)] += row[c] * row[c];
+  }
+  return sums;
+}
+
+double inner_product(ConstView a, ConstView b) {
+  double sum = 0;
+  for (int64_t r = 0; r < a.rows(); ++r) {
+    const float* x = a.row(r);
+    const float* y = b.row(r);
+    for (int64_t c = 0; c < a.cols(); ++c) {
+      sum += static_cast<double>(x[c]) * static_cast<double>(y[c]);
+    }
+  }
+  return sum;
+}
+
+}  // namespace lpcd::submodules
