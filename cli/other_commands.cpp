@@ -51,11 +51,12 @@ class ExportCommand final : public Command {
     app.add_option("--format", options_.format)->take_last();
     app.add_option("--out", options_.out)->take_last();
     app.add_option("--shard-size", options_.shard_size)->take_last();
-    help_ = {
-        {"What to write", "RUN", "Directory of a finished run, or a model to convert."},
-        {"What to write", "--format F", "gptq:BITS,gGROUP[,asym][,v2] or dense:fp16|bf16|fp32."},
-        {"What to write", "--out DIR", "Directory to write; must not exist, or be empty."},
-        {"What to write", "--shard-size SIZE", "Largest output file. [5G]"}};
+    help_ = {{"What to write", "RUN", "Directory of a finished run, or a model to convert."},
+             {"What to write", "--format F",
+              "gptq:BITS,gGROUP[,asym][,v2], ct:BITS,gGROUP[,asym] or "
+              "dense:fp16|bf16|fp32."},
+             {"What to write", "--out DIR", "Directory to write; must not exist, or be empty."},
+             {"What to write", "--shard-size SIZE", "Largest output file. [5G]"}};
     add_common(false, true);
   }
   int run(const Environment& environment) override {

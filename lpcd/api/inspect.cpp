@@ -102,9 +102,12 @@ std::string model_text(const Json& m) {
                                  format_bytes(m["stored_bytes"].get<uint64_t>())));
   if (m.contains("quantization")) {
     const Json& q = m["quantization"];
-    line("quantization",
-         fmt::format("{}, {} bits, group {}, {}", q.value("quant_method", "?"), q.value("bits", 0),
-                     q.value("group_size", 0), q.value("sym", true) ? "symmetric" : "asymmetric"));
+    const std::string method = q.value("quant_method", "?");
+    line("quantization", method != "gptq"
+                             ? method
+                             : fmt::format("{}, {} bits, group {}, {}", method, q.value("bits", 0),
+                                           q.value("group_size", 0),
+                                           q.value("sym", true) ? "symmetric" : "asymmetric"));
   }
   for (const auto& [type, sum] : m["tensors"]["types"].items()) {
     line("", fmt::format("{:<6}{:>6} tensors {:>14} elements {:>12}", type,

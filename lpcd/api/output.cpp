@@ -94,6 +94,13 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
     take("bits", options.bits, grid->bits, *first);
     take("group-size", options.group_size, grid->group_size, *first);
     take("sym", options.symmetric, grid->symmetric, *first);
+    if (options.preset == Preset::kOnecomp && formats.back()->text().starts_with("gptq:") &&
+        !grid->symmetric && !formats.back()->text().ends_with(",v2")) {
+      raise(ErrorCode::kBadOption,
+            "--preset onecomp chooses zero points of 0, which readers of gptq v1 decode in "
+            "different ways; use --format {},v2 or --format ct:{}",
+            formats.back()->text(), formats.back()->text().substr(5));
+    }
   }
   if (formats.empty()) {
     if (options.group_size < -1 || options.group_size == 0) {
@@ -104,8 +111,11 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
             "--bits {}: the gptq format stores 2, 3, 4 or 8 bits; add --format dense:fp16",
             options.bits);
     }
-    formats.push_back(format::parse_output_format(fmt::format(
-        "gptq:{},g{}{}", options.bits, options.group_size, options.symmetric ? "" : ",asym")));
+    formats.push_back(
+        format::parse_output_format(fmt::format("gptq:{},g{}{}", options.bits, options.group_size,
+                                                options.symmetric                    ? ""
+                                                : options.preset == Preset::kOnecomp ? ",asym,v2"
+                                                                                     : ",asym")));
   }
   options.formats.clear();
   for (const auto& f : formats) options.formats.push_back(f->text());

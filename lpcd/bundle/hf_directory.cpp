@@ -208,7 +208,8 @@ void write_hf_directory(const RunContext& ctx, const DirectoryContents& contents
   io::write_safetensors(directory, "model", std::move(tensors), contents.max_shard_bytes, pending);
   add_companions(contents, directory, pending);
   const Json config = make_config(contents);
-  if (config.contains("quantization_config")) {
+  if (config.contains("quantization_config") &&
+      config["quantization_config"].value("quant_method", "") == "gptq") {
     add_text(pending, directory + "/quantize_config.json",
              dump_json(config["quantization_config"], 2) + "\n");
   }

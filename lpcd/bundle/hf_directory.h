@@ -27,7 +27,7 @@ struct DirectoryContents {
 };
 
 /// Writes a complete Hugging Face directory: weights in one file or shards with an index,
-/// config.json with quantization_config (and the same as quantize_config.json), tokenizer and
+/// config.json with quantization_config (for gptq also as quantize_config.json), tokenizer and
 /// generation files.
 ///
 /// Tensors that are not quantized keep their stored type, unless the format has one type for all;

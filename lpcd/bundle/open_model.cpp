@@ -3,7 +3,7 @@
 #include <filesystem>
 
 #include "lpcd/base/raise.h"
-#include "lpcd/bundle/gptq_source.h"
+#include "lpcd/bundle/quantized_source.h"
 #include "lpcd/io/file.h"
 #include "lpcd/io/gguf.h"
 #include "lpcd/io/safetensors.h"
@@ -32,11 +32,14 @@ arch::Model open_directory(const std::string& path) {
   if (const Json* quantization = fields.find("quantization_config")) {
     const JsonFields q(*quantization, config_path + ": quantization_config");
     const std::string method = q.string_or("quant_method", "");
-    if (method != "gptq") {
+    if (method == "gptq") {
+      source = open_gptq_source(std::move(source), *quantization, config_path);
+    } else if (method == "compressed-tensors") {
+      source = open_packed_source(std::move(source), *quantization, config_path);
+    } else {
       raise(ErrorCode::kUnsupportedModel,
             "{}: already quantized with \"{}\"; start from the original checkpoint", path, method);
     }
-    source = open_gptq_source(std::move(source), *quantization, config_path);
   }
   return arch::Model::from_hf(std::move(source), std::move(config), path);
 }

@@ -8,8 +8,8 @@
 
 namespace lpcd::bundle {
 
-/// Opens whatever the command takes as a model: a Hugging Face directory (also one quantized with
-/// the gptq layout, whose layers are decoded as they are read) or a GGUF file.
+/// Opens whatever the command takes as a model: a Hugging Face directory (also one in the
+/// gptq or pack-quantized layout, whose layers are decoded as they are read) or a GGUF file.
 ///
 /// Errors    kFileNotFound; kBadModel for a directory without config.json (an unfinished run of
 /// ours

@@ -71,4 +71,15 @@ std::vector<std::byte> encode_dense(const std::string& name, std::span<const flo
   return bytes;
 }
 
+float float_at(std::span<const std::byte> data, DType type, size_t i) {
+  if (type == DType::kF32) {
+    float value = 0;
+    std::memcpy(&value, data.data() + 4 * i, 4);
+    return value;
+  }
+  uint16_t half = 0;
+  std::memcpy(&half, data.data() + 2 * i, 2);
+  return type == DType::kBF16 ? bf16_to_f32(half) : f16_to_f32(half);
+}
+
 }  // namespace lpcd::format

@@ -45,7 +45,8 @@ std::string message_of(std::string_view format) {
 }
 
 TEST(OutputFormat, TextIsCanonicalAndParsesBack) {
-  for (const char* text : {"gptq:3,g64", "gptq:4,g-1,asym", "gptq:8,g128,asym,v2", "dense:bf16"}) {
+  for (const char* text : {"gptq:3,g64", "gptq:4,g-1,asym", "gptq:8,g128,asym,v2", "ct:5,g-1",
+                           "ct:3,g64,asym", "dense:bf16"}) {
     EXPECT_EQ(parse_output_format(text)->text(), text);
   }
   EXPECT_EQ(parse_output_format("gptq:4")->text(), "gptq:4,g128");
@@ -89,6 +90,55 @@ TEST(Gptq, EncodeThenDecodeIsTheMatrix) {
   }
 }
 
+// Property: the same for compressed-tensors, and rows and inputs that do not fill whole words.
+TEST(CompressedTensors, EncodeThenDecodeIsTheMatrix) {
+  for (const int bits : {2, 3, 4, 5, 6, 7, 8}) {
+    for (const bool symmetric : {true, false}) {
+      for (const int64_t group : {-1, 12, 60}) {
+        const GridSpec spec{.bits = bits, .group_size = group, .symmetric = symmetric};
+        const auto format = parse_output_format("ct:" + std::to_string(bits) + ",g" +
+                                                std::to_string(group) + (symmetric ? "" : ",asym"));
+        const QuantizedMatrix q = random_matrix(spec, 30, 60, 0);
+        const auto tensors = format->encode("m.weight", q);
+        const auto infos = format->describe("m.weight", 30, 60, spec);
+        ASSERT_EQ(tensors.size(), symmetric ? 3U : 4U);
+        for (size_t i = 0; i < tensors.size(); ++i) {
+          EXPECT_EQ(tensors[i].info.name, infos[i].name);
+          EXPECT_EQ(std::cmp_equal(tensors[i].data.size(), infos[i].bytes()), true);
+        }
+        Mat out(30, 60);
+        PackedTensors parts{tensors[0].data, tensors[1].data, {}};
+        if (!symmetric) parts.zero_point = tensors[3].data;
+        decode_packed(parts, {.bits = bits, .rows = 30, .cols = 60, .groups = q.groups()}, out);
+        const Mat expected = q.decode();
+        for (int64_t i = 0; i < out.size(); ++i) ASSERT_EQ(out.data()[i], expected.data()[i]);
+      }
+    }
+  }
+}
+
+TEST(CompressedTensors, RefusesGroupsThatEndShort) {
+  const auto format = parse_output_format("ct:4,g64");
+  EXPECT_THROW(format->check("w", 64, 160, {.bits = 4, .group_size = 64}), Error);
+  EXPECT_NO_THROW(format->check("w", 64, 192, {.bits = 4, .group_size = 64}));
+  EXPECT_NO_THROW(format->check("w", 64, 160, {.bits = 4, .group_size = -1}));
+}
+
+TEST(CompressedTensors, ConfigurationHasAGroupPerGrid) {
+  const auto format = parse_output_format("ct:3,g64");
+  const std::vector<LayerGrid> layers = {
+      {"model.layers.0.mlp.down_proj.weight", {.bits = 4, .group_size = -1, .symmetric = false}},
+      {"model.layers.0.mlp.up_proj.weight", {.bits = 3, .group_size = 64}}};
+  const Json groups = format->quantization_config(layers, {})["config_groups"];
+  ASSERT_EQ(groups.size(), 2U);
+  EXPECT_EQ(groups["group_0"]["targets"], Json::array({"Linear"}));
+  EXPECT_EQ(groups["group_0"]["weights"]["group_size"], 64);
+  EXPECT_EQ(groups["group_1"]["targets"], Json::array({"model.layers.0.mlp.down_proj"}));
+  EXPECT_EQ(groups["group_1"]["weights"]["strategy"], "channel");
+  EXPECT_EQ(groups["group_1"]["weights"]["symmetric"], false);
+  EXPECT_FALSE(groups["group_1"]["weights"].contains("group_size"));
+}
+
 // The 3-bit words written out: v10 straddles words 0 and 1 (2 + 1 bits), v21 words 1 and 2 (1 + 2).
 TEST(Gptq, ThreeBitWordsAreADenseStream) {
   QuantizedMatrix q({.bits = 3, .group_size = -1}, 32, 32);
@@ -129,11 +179,13 @@ TEST(Gptq, ConfigurationNamesLayersThatDiffer) {
   const auto format = parse_output_format("gptq:3,g64");
   const std::vector<LayerGrid> layers = {
       {"model.layers.0.mlp.down_proj.weight", {.bits = 4, .group_size = 64}},
+      {"model.layers.0.mlp.gate_proj.weight", {.bits = 8, .group_size = 64}},
       {"model.layers.0.mlp.up_proj.weight", {.bits = 3, .group_size = 64}}};
   const Json json = format->quantization_config(layers, {{"quantizer", {"lpcd.cpp:0"}}});
   EXPECT_EQ(json["bits"], 3);
   EXPECT_EQ(json["desc_act"], false);
-  EXPECT_EQ(json["dynamic"].size(), 1U);
+  EXPECT_EQ(json["dynamic"].size(), 2U);
+  EXPECT_EQ(json["dynamic"]["+:^model\\.layers\\.0\\.mlp\\.(gate_proj|gate_up_proj)$"]["bits"], 8);
   EXPECT_EQ(json["dynamic"]["+:^model\\.layers\\.0\\.mlp\\.down_proj$"]["bits"], 4);
 }
 

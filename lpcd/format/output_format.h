@@ -60,6 +60,7 @@ struct FormatFamily {
 
 std::unique_ptr<OutputFormat> parse_dense(std::span<const std::string_view> parts);
 std::unique_ptr<OutputFormat> parse_gptq(std::span<const std::string_view> parts);
+std::unique_ptr<OutputFormat> parse_compressed_tensors(std::span<const std::string_view> parts);
 
 /// f32 values as F32, F16 or BF16 bytes. kNonFinite naming the tensor if one overflows F16.
 [[nodiscard]] std::vector<std::byte> encode_dense(const std::string& name,
@@ -79,5 +80,23 @@ struct GptqLayout {
 };
 /// Shapes    out [N, K]. Numerics: scale * (code - zero) in f32; group of input k from g_idx.
 void decode_gptq(const GptqTensors& tensors, const GptqLayout& layout, FloatView out);
+
+/// Reads a layer back from the tensors of compressed-tensors' pack-quantized format.
+struct PackedTensors {
+  std::span<const std::byte> packed, scale;
+  std::span<const std::byte> zero_point;  ///< empty: a symmetric grid
+  DType scale_type = DType::kF16;
+};
+struct PackedLayout {
+  int bits = 4;
+  int64_t rows = 0;    ///< N
+  int64_t cols = 0;    ///< K
+  int64_t groups = 0;  ///< G, divides K
+};
+/// Shapes    out [N, K]. Numerics: scale * (code - zero) in f32.
+void decode_packed(const PackedTensors& tensors, const PackedLayout& layout, FloatView out);
+
+/// Element i of F16, BF16 or F32 data.
+[[nodiscard]] float float_at(std::span<const std::byte> data, DType type, size_t i);
 
 }  // namespace lpcd::format

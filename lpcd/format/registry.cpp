@@ -10,8 +10,9 @@ namespace lpcd::format {
 
 std::span<const FormatFamily> format_families() {
   // The one list to extend.
-  static constexpr std::array<FormatFamily, 2> kFamilies = {{
+  static constexpr std::array<FormatFamily, 3> kFamilies = {{
       {"gptq", "gptq:4,g128", "gptq:2|3|4|8,gGROUP[,asym][,v2]", &parse_gptq},
+      {"ct", "ct:4,g128", "ct:2..8,gGROUP[,asym]", &parse_compressed_tensors},
       {"dense", "dense:fp16", "dense:fp16|bf16|fp32", &parse_dense},
   }};
   return kFamilies;

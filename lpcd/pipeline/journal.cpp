@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "lpcd/base/raise.h"
+#include "lpcd/format/bit_stream.h"
 #include "lpcd/io/file.h"
 #include "lpcd/io/safetensors.h"
 #include "lpcd/tensor/half.h"
@@ -36,53 +37,20 @@ std::string file_hash(const std::string& path) {
   return fmt::format("{:016x}{:016x}", h.high64, h.low64);
 }
 
-template <typename T>
-std::vector<std::byte> bytes_of(const std::vector<T>& values) {
-  std::vector<std::byte> bytes(values.size() * sizeof(T));
-  std::memcpy(bytes.data(), values.data(), bytes.size());
-  return bytes;
-}
-
-// Codes as one little-endian bit stream, `bits` each.
-std::vector<std::byte> pack_codes(const std::vector<uint8_t>& codes, int bits) {
-  std::vector<std::byte> packed((codes.size() * static_cast<size_t>(bits) + 7) / 8);
-  size_t at = 0;
-  for (const uint8_t code : codes) {
-    const size_t byte = at / 8;
-    const auto shifted = static_cast<uint32_t>(code) << (at % 8);
-    packed[byte] |= static_cast<std::byte>(shifted & 0xFFU);
-    if (shifted > 0xFFU) packed[byte + 1] |= static_cast<std::byte>(shifted >> 8);
-    at += static_cast<size_t>(bits);
-  }
-  return packed;
-}
-
-void unpack_codes(std::span<const std::byte> packed, int bits, std::vector<uint8_t>& codes) {
-  const auto mask = static_cast<uint32_t>((1 << bits) - 1);
-  size_t at = 0;
-  for (uint8_t& code : codes) {
-    const size_t byte = at / 8;
-    uint32_t word = std::to_integer<uint32_t>(packed[byte]);
-    if (byte + 1 < packed.size()) word |= std::to_integer<uint32_t>(packed[byte + 1]) << 8;
-    code = static_cast<uint8_t>((word >> (at % 8)) & mask);
-    at += static_cast<size_t>(bits);
-  }
-}
-
 void add_producers(const std::string& name, const format::QuantizedMatrix& q,
                    std::vector<io::TensorProducer>& tensors) {
   const auto packed =
       static_cast<int64_t>((q.codes.size() * static_cast<size_t>(q.spec.bits) + 7) / 8);
-  tensors.push_back(
-      {{name + ".codes", DType::kU8, {packed}}, [&q] { return pack_codes(q.codes, q.spec.bits); }});
+  tensors.push_back({{name + ".codes", DType::kU8, {packed}},
+                     [&q] { return format::pack_bytes(q.codes, q.spec.bits); }});
   tensors.push_back({{name + ".scales", DType::kF16, {q.groups(), q.rows}}, [&q] {
                        std::vector<uint16_t> half(static_cast<size_t>(q.scales.size()));
                        std::transform(q.scales.data(), q.scales.data() + q.scales.size(),
                                       half.begin(), f32_to_f16);
-                       return bytes_of(half);
+                       return format::bytes_of(half);
                      }});
-  tensors.push_back(
-      {{name + ".zeros", DType::kU8, {q.groups(), q.rows}}, [&q] { return bytes_of(q.zeros); }});
+  tensors.push_back({{name + ".zeros", DType::kU8, {q.groups(), q.rows}},
+                     [&q] { return format::bytes_of(q.zeros); }});
 }
 
 Json describe_layer(const LayerPlan& layer, const format::QuantizedMatrix& q) {
@@ -116,7 +84,7 @@ format::QuantizedMatrix read_layer(const io::TensorSource& source, const JsonFie
   q.f16_decode = layer.bool_or("f16_decode", false);
   const std::string name = layer.string_at("name");
   const size_t packed = (q.codes.size() * static_cast<size_t>(spec.bits) + 7) / 8;
-  unpack_codes(raw_exact(source, name + ".codes", packed), spec.bits, q.codes);
+  format::unpack_bytes(raw_exact(source, name + ".codes", packed), spec.bits, q.codes);
   const auto count = static_cast<size_t>(q.scales.size());
   const std::byte* scales = raw_exact(source, name + ".scales", 2 * count).data();
   for (size_t i = 0; i < count; ++i) {
@@ -176,7 +144,7 @@ void Journal::save_calibration(const calib::Dataset& data) {
   io::PendingFiles pending;
   std::vector<io::TensorProducer> tensors;
   tensors.push_back({{"input_ids", DType::kI32, {data.sequences(), data.seq_len}},
-                     [&] { return bytes_of(data.ids); }});
+                     [&] { return format::bytes_of(data.ids); }});
   io::write_safetensors(directory_, "calibration", std::move(tensors), ~uint64_t{0}, pending);
   io::AtomicFile json(directory_ + "/calibration.json");
   json.write(dump_json({{"sources", sources}, {"hash", data.hash()}}, 1));

@@ -98,7 +98,8 @@ struct QuantizeOptions {
       {.name = "format",
        .value = "F[,F...]",
        .section = what,
-       .help = "Output formats: gptq:BITS,gGROUP[,asym][,v2] or dense:fp16|bf16|fp32. "
+       .help = "Output formats: gptq:BITS,gGROUP[,asym][,v2], "
+               "ct:BITS,gGROUP[,asym] (compressed-tensors) or dense:fp16|bf16|fp32. "
                "Several are written into one directory each below --out. Default: gptq at "
                "--bits and --group-size.",
        .effect = Effect::kResource});

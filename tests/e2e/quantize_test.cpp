@@ -78,11 +78,12 @@ TEST_F(QuantizeTest, WritesWhatItComputedForEveryFamilyAndMethod) {
       o.method = m.method;
       o.qep = m.qep;
       o.lpcd = {m.lpcd};
-      o.formats = {"gptq:3,g32", "dense:fp32"};
+      o.formats = {"gptq:3,g32", "dense:fp32", "ct:3,g32"};
       const QuantizeResult result = quantize(o, ctx_);
-      ASSERT_EQ(result.outputs.size(), 2U);
+      ASSERT_EQ(result.outputs.size(), 3U);
       const arch::Model gptq = bundle::open_model(result.outputs[0]);
       const arch::Model dense = bundle::open_model(result.outputs[1]);
+      const arch::Model packed = bundle::open_model(result.outputs[2]);
       const pipeline::Journal journal(o.out);
       const arch::Model original = bundle::open_model(model);
       EXPECT_EQ(gptq.parameters(), original.parameters());
@@ -103,9 +104,11 @@ TEST_F(QuantizeTest, WritesWhatItComputedForEveryFamilyAndMethod) {
           const Mat expected = q.decode();
           const Mat from_gptq = gptq.read(role, b);
           const Mat from_dense = dense.read(role, b);
+          const Mat from_packed = packed.read(role, b);
           for (int64_t i = 0; i < expected.size(); ++i) {
             ASSERT_EQ(from_gptq.data()[i], expected.data()[i]);
             ASSERT_EQ(from_dense.data()[i], expected.data()[i]);
+            ASSERT_EQ(from_packed.data()[i], expected.data()[i]);
           }
         }
       }

@@ -16,4 +16,13 @@ namespace lpcd::bundle {
     std::shared_ptr<const io::TensorSource> stored, const Json& quantization_config,
     const std::string& where);
 
+/// The same for the pack-quantized format of compressed-tensors (`X.weight_packed`), weights only,
+/// groups or one scale per row.
+///
+/// Errors    besides those above: kUnsupportedModel for another format, for quantized activations
+///           and for the padded packing that releases before 0.18 wrote.
+[[nodiscard]] std::unique_ptr<io::TensorSource> open_packed_source(
+    std::shared_ptr<const io::TensorSource> stored, const Json& quantization_config,
+    const std::string& where);
+
 }  // namespace lpcd::bundle
