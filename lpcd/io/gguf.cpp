@@ -31,6 +31,7 @@ const GgufValue& require(const GgufFile& file, std::string_view key) {
 GgufFile::GgufFile(const std::string& path) : file_(path) {
   GgufHeader header = parse_gguf(file_.bytes(), path);
   metadata_ = std::move(header.metadata);
+  values_ = std::move(header.values);
   std::vector<TensorInfo> infos;
   infos.reserve(header.tensors.size());
   for (GgufTensor& tensor : header.tensors) {
@@ -43,6 +44,12 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
 const GgufValue* GgufFile::find_key(std::string_view key) const {
   const auto it = metadata_.find(key);
   return it == metadata_.end() ? nullptr : &it->second;
+}
+
+std::span<const std::byte> GgufFile::raw_value(std::string_view key) const {
+  const auto it = values_.find(key);
+  if (it == values_.end()) return {};
+  return file_.bytes().subspan(it->second.first, it->second.second);
 }
 
 int64_t GgufFile::int_at(std::string_view key) const {

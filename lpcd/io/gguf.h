@@ -39,6 +39,10 @@ class GgufFile : public TensorSource {
   /// Null if there is no such key.
   [[nodiscard]] const GgufValue* find_key(std::string_view key) const;
 
+  /// Type and bytes of a value as they stand in the file, for GgufMetadata::set_raw. Empty if there
+  /// is no such key.
+  [[nodiscard]] std::span<const std::byte> raw_value(std::string_view key) const;
+
   // Typed access. *_at: kBadModel if the key is absent or of another type; *_or: the fallback if
   // absent, kBadModel if of another type. Integer access accepts either signedness, number access
   // integers as well; numbers are finite.
@@ -58,6 +62,7 @@ class GgufFile : public TensorSource {
  private:
   MappedFile file_;
   Metadata metadata_;
+  std::map<std::string, std::pair<uint64_t, uint64_t>, std::less<>> values_;  // begin and length
   std::map<std::string, uint64_t, std::less<>> offsets_;  // from the start of the file
 };
 

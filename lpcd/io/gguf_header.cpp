@@ -20,23 +20,6 @@ constexpr uint64_t kDefaultAlignment = 32;
 constexpr uint64_t kMinKeyRecord = 8 + 4 + 1;         // empty name, type, one byte of value
 constexpr uint64_t kMinTensorRecord = 8 + 4 + 4 + 8;  // empty name, n_dims 0, type, offset
 
-/// Types of metadata values, by their number in the file.
-enum class ValueType : uint32_t {
-  kU8 = 0,
-  kI8 = 1,
-  kU16 = 2,
-  kI16 = 3,
-  kU32 = 4,
-  kI32 = 5,
-  kF32 = 6,
-  kBool = 7,
-  kString = 8,
-  kArray = 9,
-  kU64 = 10,
-  kI64 = 11,
-  kF64 = 12,
-};
-
 struct TensorType {
   uint32_t id;
   std::string_view name;
@@ -161,70 +144,70 @@ std::vector<Wide> read_numbers(Cursor& in, std::string_view what) {
 
 GgufValue read_array(Cursor& in, std::string_view what) {
   const auto type = in.read<uint32_t>(what);
-  switch (static_cast<ValueType>(type)) {
-    case ValueType::kU8:
+  switch (static_cast<GgufValueType>(type)) {
+    case GgufValueType::kU8:
       return read_numbers<uint8_t, uint64_t>(in, what);
-    case ValueType::kI8:
+    case GgufValueType::kI8:
       return read_numbers<int8_t, int64_t>(in, what);
-    case ValueType::kU16:
+    case GgufValueType::kU16:
       return read_numbers<uint16_t, uint64_t>(in, what);
-    case ValueType::kI16:
+    case GgufValueType::kI16:
       return read_numbers<int16_t, int64_t>(in, what);
-    case ValueType::kU32:
+    case GgufValueType::kU32:
       return read_numbers<uint32_t, uint64_t>(in, what);
-    case ValueType::kI32:
+    case GgufValueType::kI32:
       return read_numbers<int32_t, int64_t>(in, what);
-    case ValueType::kU64:
+    case GgufValueType::kU64:
       return read_numbers<uint64_t, uint64_t>(in, what);
-    case ValueType::kI64:
+    case GgufValueType::kI64:
       return read_numbers<int64_t, int64_t>(in, what);
-    case ValueType::kF32:
+    case GgufValueType::kF32:
       return read_numbers<float, double>(in, what);
-    case ValueType::kF64:
+    case GgufValueType::kF64:
       return read_numbers<double, double>(in, what);
-    case ValueType::kBool: {
+    case GgufValueType::kBool: {
       std::vector<bool> values(read_array_count(in, what, 1));
       for (size_t i = 0; i < values.size(); ++i) values[i] = read_bool(in, what);
       return values;
     }
-    case ValueType::kString: {
+    case GgufValueType::kString: {
       std::vector<std::string> values(read_array_count(in, what, sizeof(uint64_t)));
       for (std::string& value : values) value = in.read_string(what, kMaxGgufStringBytes);
       return values;
     }
-    case ValueType::kArray:
+    case GgufValueType::kArray:
       bad(in, what, "is an array of arrays, which no reader takes");
   }
   bad(in, what, fmt::format("is an array of the unknown type {}", type));
 }
 
 GgufValue read_value(Cursor& in, uint32_t type, std::string_view what) {
-  switch (static_cast<ValueType>(type)) {
-    case ValueType::kU8:
+  switch (static_cast<GgufValueType>(type)) {
+    case GgufValueType::kU8:
       return uint64_t{in.read<uint8_t>(what)};
-    case ValueType::kI8:
+    case GgufValueType::kI8:
       return int64_t{in.read<int8_t>(what)};
-    case ValueType::kU16:
+    case GgufValueType::kU16:
       return uint64_t{in.read<uint16_t>(what)};
-    case ValueType::kI16:
+    case GgufValueType::kI16:
       return int64_t{in.read<int16_t>(what)};
-    case ValueType::kU32:
+    case GgufValueType::kU32:
       return uint64_t{in.read<uint32_t>(what)};
-    case ValueType::kI32:
+    case GgufValueType::kI32:
       return int64_t{in.read<int32_t>(what)};
-    case ValueType::kU64:
+    case GgufValueType::kU64:
       return in.read<uint64_t>(what);
-    case ValueType::kI64:
+    case GgufValueType::kI64:
       return in.read<int64_t>(what);
-    case ValueType::kF32:
+    case GgufValueType::kF32:
       return double{in.read<float>(what)};
-    case ValueType::kF64:
+    case GgufValueType::kF64:
       return in.read<double>(what);
-    case ValueType::kBool:
+    case GgufValueType::kBool:
       return read_bool(in, what);
-    case ValueType::kString:
+    case GgufValueType::kString:
       return in.read_string(what, kMaxGgufStringBytes);
-    case ValueType::kArray:
+    case GgufValueType::kArray:
       return read_array(in, what);
   }
   bad(in, what, fmt::format("has the unknown value type {}", type));
@@ -262,19 +245,21 @@ void check_count(const Cursor& in, std::string_view what, uint64_t count, uint64
   }
 }
 
-void read_metadata(Cursor& in, uint64_t count, GgufFile::Metadata& metadata) {
+void read_metadata(Cursor& in, uint64_t count, GgufHeader& header) {
   for (uint64_t i = 0; i < count; ++i) {
     const std::string place = fmt::format("name of key {} of {}", i + 1, count);
     std::string key = in.read_string(place, kMaxGgufKeyBytes);
     if (key.empty()) bad(in, place, "is empty");
     check_name(key, place, kMaxGgufKeyBytes, in.where());
     const std::string what = fmt::format("key {}", in_quotes(key));
+    const uint64_t begin = in.position();
     const auto type = in.read<uint32_t>(what);
-    if (key == kAlignmentKey && static_cast<ValueType>(type) != ValueType::kU32) {
+    if (key == kAlignmentKey && static_cast<GgufValueType>(type) != GgufValueType::kU32) {
       bad(in, what, fmt::format("must be a u32, found value type {}", type));
     }
     GgufValue value = read_value(in, type, what);
-    if (!metadata.try_emplace(std::move(key), std::move(value)).second) {
+    header.values.try_emplace(key, begin, in.position() - begin);
+    if (!header.metadata.try_emplace(std::move(key), std::move(value)).second) {
       bad(in, what, "appears twice");
     }
   }
@@ -375,6 +360,13 @@ void place_tensors(const Cursor& in, uint64_t alignment, uint64_t file_bytes,
 
 }  // namespace
 
+uint32_t gguf_type_id(DType dtype) {
+  const auto* const type =
+      std::ranges::find(kTensorTypes, std::optional<DType>(dtype), &TensorType::dtype);
+  LPCD_CHECK(type != kTensorTypes.end());
+  return type->id;
+}
+
 GgufHeader parse_gguf(std::span<const std::byte> file, std::string_view where) {
   Cursor in(file, where);
   check_magic_and_version(in);
@@ -383,7 +375,7 @@ GgufHeader parse_gguf(std::span<const std::byte> file, std::string_view where) {
   check_count(in, "tensor count", tensor_count, kMaxGgufTensors, kMinTensorRecord);
   check_count(in, "key count", key_count, kMaxGgufKeys, kMinKeyRecord);
   GgufHeader header;
-  read_metadata(in, key_count, header.metadata);
+  read_metadata(in, key_count, header);
   refuse_split_files(in, header.metadata);
   const uint64_t alignment = alignment_of(in, header.metadata);
   header.tensors.reserve(tensor_count);
