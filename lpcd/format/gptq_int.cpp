@@ -26,7 +26,7 @@ std::string with_fused_name(const std::string& name) {
   for (const auto& [own, fused] :
        {std::pair<std::string_view, std::string_view>{"q_proj", "qkv_proj"},
         {"gate_proj", "gate_up_proj"}}) {
-    if (!name.ends_with("." + std::string(own))) continue;
+    if (!name.ends_with(own)) continue;
     const std::string parent = name.substr(0, name.size() - own.size());
     return fmt::format("{}({}|{})", as_regex(parent), own, fused);
   }

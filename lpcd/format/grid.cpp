@@ -2,28 +2,55 @@
 
 #include <fmt/format.h>
 
+#include "lpcd/base/raise.h"
+#include "lpcd/tensor/ggml_blocks.h"
 #include "lpcd/tensor/half.h"
 
 namespace lpcd::format {
 
+GridSpec GridSpec::of_block(DType type) {
+  const GgmlGrid& grid = ggml_grid(type);
+  GridSpec spec;
+  spec.bits = 0;
+  for (int codes = grid.max_code; codes > 0; codes /= 2) ++spec.bits;
+  spec.group_size = grid.length;
+  spec.symmetric = !grid.offset;
+  spec.block = type;
+  return spec;
+}
+
 double GridSpec::bits_per_weight(int64_t inputs) const {
+  if (block) {
+    const DTypeInfo& info = dtype_info(*block);
+    return 8.0 * static_cast<double>(info.block_bytes) / static_cast<double>(info.block_elems);
+  }
   const double per_group = 16.0 + bits;
   return bits + per_group * static_cast<double>(groups(inputs)) / static_cast<double>(inputs);
 }
 
 std::string GridSpec::text() const {
+  if (block) return fmt::format("{} blocks", dtype_info(*block).name);
   const std::string group =
       group_size == -1 ? "one group per row" : fmt::format("groups of {}", group_size);
   return fmt::format("{} bits, {}, {}", bits, group, symmetric ? "symmetric" : "asymmetric");
 }
 
 QuantizedMatrix::QuantizedMatrix(const GridSpec& grid, int64_t n, int64_t k)
-    : spec(grid),
-      rows(n),
-      cols(k),
-      codes(static_cast<size_t>(n * k)),
-      scales(grid.groups(k), n),
-      zeros(static_cast<size_t>(grid.groups(k) * n)) {}
+    : spec(grid), rows(n), cols(k) {
+  if (grid.block) {
+    LPCD_CHECK(k % dtype_info(*grid.block).block_elems == 0);
+    blocks.resize(static_cast<size_t>(n) * block_row_bytes());
+    return;
+  }
+  codes.resize(static_cast<size_t>(n * k));
+  scales = Mat(grid.groups(k), n);
+  zeros.resize(static_cast<size_t>(grid.groups(k) * n));
+}
+
+size_t QuantizedMatrix::block_row_bytes() const {
+  const DTypeInfo& info = dtype_info(spec.block.value());
+  return static_cast<size_t>(cols / info.block_elems * info.block_bytes);
+}
 
 QuantizedMatrix QuantizedMatrix::clone() const {
   QuantizedMatrix copy;
@@ -39,6 +66,10 @@ QuantizedMatrix QuantizedMatrix::clone() const {
 
 Mat QuantizedMatrix::decode() const {
   Mat out = Mat::uninitialized(rows, cols);
+  if (spec.block) {
+    decode_ggml_blocks(*spec.block, blocks, {out.data(), static_cast<size_t>(out.size())});
+    return out;
+  }
   const int64_t length = spec.group_length(cols);
   for (int64_t n = 0; n < rows; ++n) {
     const uint8_t* code = codes.data() + n * cols;

@@ -1,20 +1,28 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "lpcd/tensor/dtype.h"
 #include "lpcd/tensor/mat.h"
 
 namespace lpcd::format {
 
-/// An integer grid: codes 0 .. 2^bits - 1, a weight is scale * (code - zero), one scale and one
-/// zero per group of consecutive inputs of a row.
+/// The values that weights may take. Either an integer grid: codes 0 .. 2^bits - 1, a weight is
+/// scale * (code - zero), one scale and one zero per group of consecutive inputs of a row. Or, if
+/// `block` is set, what blocks of that ggml type can hold; the other fields then describe it.
 struct GridSpec {
-  int bits = 3;              ///< 2 to 8
-  int64_t group_size = 128;  ///< inputs per group; -1: the whole row
-  bool symmetric = true;     ///< zero = 2^(bits-1) in every group
+  int bits = 3;                ///< 2 to 8
+  int64_t group_size = 128;    ///< inputs per group; -1: the whole row
+  bool symmetric = true;       ///< zero = 2^(bits-1) in every group
+  std::optional<DType> block;  ///< ggml block type
+
+  /// The grid of a ggml block type.
+  [[nodiscard]] static GridSpec of_block(DType type);
 
   [[nodiscard]] float max_code() const { return static_cast<float>((1 << bits) - 1); }
   /// Zero of a symmetric grid.
@@ -26,9 +34,10 @@ struct GridSpec {
   [[nodiscard]] int64_t groups(int64_t inputs) const {
     return ceil_div(inputs, group_length(inputs));
   }
-  /// Stored bits per weight on rows of K inputs: codes, 16-bit scales, `bits`-wide zeros.
+  /// Stored bits per weight on rows of K inputs: codes, 16-bit scales, `bits`-wide zeros; or those
+  /// of the block type.
   [[nodiscard]] double bits_per_weight(int64_t inputs) const;
-  /// "3 bits, groups of 64, symmetric"
+  /// "3 bits, groups of 64, symmetric"; "Q4_K blocks"
   [[nodiscard]] std::string text() const;
 
   bool operator==(const GridSpec&) const = default;
@@ -105,6 +114,9 @@ struct QuantizedMatrix {
   GridSpec spec;
   int64_t rows = 0;
   int64_t cols = 0;
+  /// Of a grid of ggml blocks: the blocks of all rows, as they stand in the file. The members below
+  /// are then empty.
+  std::vector<std::byte> blocks;
   std::vector<uint8_t> codes;  ///< [N, K] row-major, one byte each
   Mat scales;                  ///< [groups, N]; every value is representable in f16
   std::vector<uint8_t> zeros;  ///< [groups, N]
@@ -116,8 +128,10 @@ struct QuantizedMatrix {
 
   [[nodiscard]] QuantizedMatrix clone() const;
   [[nodiscard]] int64_t groups() const { return spec.groups(cols); }
-  /// Shapes    result [N, K]. Numerics: scale * (code - zero) in f32.
+  /// Shapes    result [N, K]. Numerics: scale * (code - zero) in f32; decode_ggml_blocks.
   [[nodiscard]] Mat decode() const;
+  /// Bytes of one row of blocks.
+  [[nodiscard]] size_t block_row_bytes() const;
 };
 
 }  // namespace lpcd::format
