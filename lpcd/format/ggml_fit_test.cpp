@@ -210,8 +210,6 @@ TEST(GgmlFit, ErrorIsAtMostThatOfLlamaCppsSearch) {
         }
       }
     }
-    std::printf("%s: weighted error %.3f of the reference's\n",
-                std::string(dtype_info(type).name).c_str(), ours / reference);
     EXPECT_LE(ours, reference) << dtype_info(type).name;
   }
 }

@@ -57,6 +57,7 @@ QuantizedMatrix QuantizedMatrix::clone() const {
   copy.spec = spec;
   copy.rows = rows;
   copy.cols = cols;
+  copy.blocks = blocks;
   copy.codes = codes;
   copy.scales = scales.clone();
   copy.zeros = zeros;

@@ -447,7 +447,7 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
     const double error = judged ? submodules::layer_error(ctx_, problem, problem.held_out, missing,
                                                           trial.quantized.decode())
                                 : 0;
-    const bool better = best.quantized.codes.empty() || error < best_error;
+    const bool better = best.quantized.rows == 0 || error < best_error;
     if (judged) {
       record.candidates.push_back({.target = "layer",
                                    .metric = "inputs",

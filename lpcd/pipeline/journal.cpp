@@ -39,6 +39,12 @@ std::string file_hash(const std::string& path) {
 
 void add_producers(const std::string& name, const format::QuantizedMatrix& q,
                    std::vector<io::TensorProducer>& tensors) {
+  if (q.spec.block) {
+    tensors.push_back(
+        {{name + ".blocks", DType::kU8, {q.rows, static_cast<int64_t>(q.block_row_bytes())}},
+         [&q] { return q.blocks; }});
+    return;
+  }
   const auto packed =
       static_cast<int64_t>((q.codes.size() * static_cast<size_t>(q.spec.bits) + 7) / 8);
   tensors.push_back({{name + ".codes", DType::kU8, {packed}},
@@ -54,14 +60,16 @@ void add_producers(const std::string& name, const format::QuantizedMatrix& q,
 }
 
 Json describe_layer(const LayerPlan& layer, const format::QuantizedMatrix& q) {
-  return {{"name", layer.name},
-          {"role", arch::role_name(layer.role)},
-          {"bits", q.spec.bits},
-          {"group_size", q.spec.group_size},
-          {"symmetric", q.spec.symmetric},
-          {"rows", q.rows},
-          {"cols", q.cols},
-          {"f16_decode", q.f16_decode}};
+  Json json = {{"name", layer.name},
+               {"role", arch::role_name(layer.role)},
+               {"bits", q.spec.bits},
+               {"group_size", q.spec.group_size},
+               {"symmetric", q.spec.symmetric},
+               {"rows", q.rows},
+               {"cols", q.cols},
+               {"f16_decode", q.f16_decode}};
+  if (q.spec.block) json["block"] = dtype_info(*q.spec.block).name;
+  return json;
 }
 
 std::span<const std::byte> raw_exact(const io::TensorSource& source, const std::string& name,
@@ -75,14 +83,17 @@ std::span<const std::byte> raw_exact(const io::TensorSource& source, const std::
 }
 
 format::QuantizedMatrix read_layer(const io::TensorSource& source, const JsonFields& layer) {
-  const format::GridSpec spec{.bits = static_cast<int>(layer.int_at("bits", 2, 8)),
-                              .group_size = layer.int_at("group_size", -1, 1 << 24),
-                              .symmetric = layer.bool_or("symmetric", true)};
+  const format::GridSpec spec = stored_grid(layer);
   const int64_t rows = layer.int_at("rows", 1, 1 << 24);
   const int64_t cols = layer.int_at("cols", 1, 1 << 24);
   format::QuantizedMatrix q(spec, rows, cols);
   q.f16_decode = layer.bool_or("f16_decode", false);
   const std::string name = layer.string_at("name");
+  if (spec.block) {
+    const auto raw = raw_exact(source, name + ".blocks", q.blocks.size());
+    q.blocks.assign(raw.begin(), raw.end());
+    return q;
+  }
   const size_t packed = (q.codes.size() * static_cast<size_t>(spec.bits) + 7) / 8;
   format::unpack_bytes(raw_exact(source, name + ".codes", packed), spec.bits, q.codes);
   const auto count = static_cast<size_t>(q.scales.size());
@@ -117,6 +128,18 @@ void read_stream(const std::byte*& bytes, calib::ActivationStore& store) {
 }
 
 }  // namespace
+
+format::GridSpec stored_grid(const JsonFields& layer) {
+  const std::string block = layer.string_or("block", "");
+  if (block.empty()) {
+    return {.bits = static_cast<int>(layer.int_at("bits", 2, 8)),
+            .group_size = layer.int_at("group_size", -1, 1 << 24),
+            .symmetric = layer.bool_or("symmetric", true)};
+  }
+  const auto type = ggml_type_from_name(block);
+  if (!type) raise(ErrorCode::kBadFile, "{}: unknown block type {}", layer.where(), block);
+  return format::GridSpec::of_block(*type);
+}
 
 Journal::Journal(std::string directory) : directory_(std::move(directory) + "/.lpcd") {}
 

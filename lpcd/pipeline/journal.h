@@ -66,6 +66,9 @@ class Journal {
   std::string directory_;
 };
 
+/// The grid in an entry of a block record's "stored".
+[[nodiscard]] format::GridSpec stored_grid(const JsonFields& layer);
+
 /// Throws kResumeMismatch naming every field in which the two fingerprints differ.
 void check_same_fingerprint(const Json& stored, const Json& current);
 

@@ -88,7 +88,11 @@ class GptqRows {
     } else {
       run_ordered();
     }
-    rows_.store_codes(result_);
+    if (options_.grid.block) {
+      rows_.store_blocks(blocks_, result_);
+    } else {
+      rows_.store_codes(result_);
+    }
   }
 
  private:
@@ -109,6 +113,10 @@ class GptqRows {
   // `columns` are those of the group; their places in the order of the metric are `first` and on,
   // or scattered (-1).
   void fit(int64_t group, ConstView columns, int64_t first) {
+    if (options_.grid.block) {
+      fit_block(group, columns, first);
+      return;
+    }
     parameters_.resize(static_cast<size_t>(result_.groups()));
     format::GroupParameters& parameters = parameters_[static_cast<size_t>(group)];
     format::fit_group(columns, options_.grid, options_.fit, parameters);
@@ -139,6 +147,50 @@ class GptqRows {
     }
   }
 
+  // A block of a ggml type. What an error costs is 1 / u_kk^2 when later columns make up for it,
+  // and h_kk when none does; with the search, each row takes the fit that leaves the smaller loss
+  // when the errors are passed on inside the block.
+  void fit_block(int64_t group, ConstView columns, int64_t first) {
+    blocks_.resize(static_cast<size_t>(result_.groups()));
+    format::BlockParameters& parameters = blocks_[static_cast<size_t>(group)];
+    const DType type = options_.grid.block.value();
+    const auto lambda = static_cast<float>(metric_.factor.lambda);
+    std::vector<float> diagonal(static_cast<size_t>(group_length_));
+    std::vector<float> pivots(static_cast<size_t>(group_length_));
+    for (int64_t k = 0; k < group_length_; ++k) {
+      const int64_t column = group * group_length_ + k;
+      diagonal[static_cast<size_t>(k)] = metric_.h(column, column) + lambda;
+      if (first < 0) continue;
+      const float u = metric_.factor.upper(first + k, first + k);
+      pivots[static_cast<size_t>(k)] = 1.0F / (u * u);
+    }
+    if (first < 0) {
+      format::fit_blocks(columns, diagonal, type, {}, parameters);
+      return;
+    }
+    format::fit_blocks(columns, pivots, type, {}, parameters);
+    if (!options_.scale_search) return;
+    std::vector<double> best(static_cast<size_t>(columns.cols()), 0.0);
+    block_loss(parameters, columns, first, best);
+    format::BlockParameters trial;
+    format::fit_blocks(columns, diagonal, type, {}, trial);
+    std::vector<double> loss(best.size(), 0.0);
+    block_loss(trial, columns, first, loss);
+    for (size_t r = 0; r < best.size(); ++r) {
+      if (loss[r] < best[r]) parameters.fields[r] = trial.fields[r];
+    }
+    parameters.expand();
+  }
+
+  void block_loss(const format::BlockParameters& parameters, ConstView columns, int64_t first,
+                  std::vector<double>& loss) {
+    copy(columns, sized_like(columns));
+    add_loss(first, loss, [&](int64_t k) {
+      format::quantize_block_column({trial_.row(k), loss.size()}, parameters, k, trial_codes_,
+                                    decoded_);
+    });
+  }
+
   FloatView sized_like(ConstView columns) {
     if (trial_.rows() != columns.rows() || trial_.cols() != columns.cols()) {
       trial_ = Mat::uninitialized(columns.rows(), columns.cols());
@@ -151,12 +203,20 @@ class GptqRows {
   // Rounds the columns in trial_ one after the other and adds up the loss.
   void round_group(const format::GroupParameters& parameters, int64_t first,
                    std::vector<double>& loss) {
+    add_loss(first, loss, [&](int64_t k) {
+      format::quantize_column({trial_.row(k), loss.size()}, parameters, options_.grid.max_code(),
+                              trial_codes_, decoded_);
+    });
+  }
+
+  // `round(k)` puts column k of trial_ on the grid, into decoded_.
+  template <typename Round>
+  void add_loss(int64_t first, std::vector<double>& loss, const Round& round) {
     const ConstView upper = metric_.factor.upper;
     const int64_t length = trial_.rows();
     const auto rows = loss.size();
     for (int64_t k = 0; k < length; ++k) {
-      format::quantize_column({trial_.row(k), rows}, parameters, options_.grid.max_code(),
-                              trial_codes_, decoded_);
+      round(k);
       HWY_DYNAMIC_DISPATCH(ColumnError)(trial_.row(k), decoded_.data(), upper(first + k, first + k),
                                         trial_.cols(), trial_error_.data());
       for (size_t r = 0; r < rows; ++r) {
@@ -173,7 +233,7 @@ class GptqRows {
 
   void fit_at(int64_t position) {
     const int64_t end = std::min(inputs_, position + group_length_);
-    if (options_.stale_group_scales) {
+    if (options_.stale_group_scales && !options_.grid.block) {
       fit(position / group_length_,
           stale_.view().rows_range(position - block_begin_, end - position), position);
     } else {
@@ -189,9 +249,14 @@ class GptqRows {
     for (int64_t i = begin; i < end; ++i) {
       if (metric_.order.empty() && i % group_length_ == 0) fit_at(i);
       const int64_t column = metric_.order.empty() ? i : metric_.order[static_cast<size_t>(i)];
-      format::quantize_column({work.row(i), width},
-                              parameters_[static_cast<size_t>(column / group_length_)],
-                              options_.grid.max_code(), rows_.codes(column), decoded_);
+      const auto group = static_cast<size_t>(column / group_length_);
+      if (options_.grid.block) {
+        format::quantize_block_column({work.row(i), width}, blocks_[group], column % group_length_,
+                                      rows_.codes(column), decoded_);
+      } else {
+        format::quantize_column({work.row(i), width}, parameters_[group], options_.grid.max_code(),
+                                rows_.codes(column), decoded_);
+      }
       float* error = errors_.row(i - begin);
       HWY_DYNAMIC_DISPATCH(ColumnError)(work.row(i), decoded_.data(), upper(i, i), count, error);
       if (i + 1 < end) {
@@ -211,7 +276,7 @@ class GptqRows {
     for (int64_t k = 0; k < inputs_; k += group_length_) {
       const ConstView columns = rows_.columns(k, std::min(inputs_, k + group_length_));
       fit(k / group_length_, columns, -1);
-      if (options_.scale_search) {
+      if (options_.scale_search && !options_.grid.block) {
         format::GroupParameters& parameters = parameters_[static_cast<size_t>(k / group_length_)];
         search_weighted(columns, metric_.h, k, options_, parameters);
         rows_.store_group(k / group_length_, parameters, result_);
@@ -237,6 +302,7 @@ class GptqRows {
   Mat stale_;   // columns from block_begin_ on, as they were when the block began
   std::vector<float> decoded_;
   std::vector<format::GroupParameters> parameters_;  // per group
+  std::vector<format::BlockParameters> blocks_;      // per block of a ggml type
   // of the scale search
   Mat trial_;
   std::vector<float> trial_codes_;

@@ -13,6 +13,7 @@
 #include "lpcd/base/simd-inl.h"
 #include "lpcd/linalg/blas.h"
 #include "lpcd/linalg/parallel.h"
+#include "lpcd/solve/refine_blocks.h"
 #include "lpcd/tensor/half.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -233,6 +234,7 @@ class RefineRows {
 
 void refine(const RunContext& ctx, ConstView weight, const Metric& metric, int sweeps,
             format::QuantizedMatrix& result) {
+  if (result.spec.block) return refine_blocks(ctx, weight, metric, sweeps, result);
   LPCD_CHECK(weight.cols() == metric.inputs() && weight.rows() == result.rows);
   linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {
     RefineRows(weight, metric, result, task * kRowsPerTask).run(sweeps);

@@ -38,6 +38,19 @@ void RowBlock::store_group(int64_t group, const format::GroupParameters& paramet
   }
 }
 
+void RowBlock::store_blocks(std::span<const format::BlockParameters> parameters,
+                            format::QuantizedMatrix& result) const {
+  const size_t stride = result.block_row_bytes();
+  const size_t block_bytes = stride / parameters.size();
+  std::byte* out = result.blocks.data() + static_cast<size_t>(first_row_) * stride;
+  for (size_t b = 0; b < parameters.size(); ++b) {
+    const int64_t length = parameters[b].grid().length;
+    format::encode_blocks(parameters[b],
+                          codes_.view().rows_range(static_cast<int64_t>(b) * length, length),
+                          out + b * block_bytes, stride);
+  }
+}
+
 void RowBlock::store_codes(format::QuantizedMatrix& result) const {
   for (int64_t r = 0; r < count(); ++r) {
     uint8_t* row = result.codes.data() + (first_row_ + r) * result.cols;

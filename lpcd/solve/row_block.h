@@ -2,6 +2,7 @@
 
 #include <span>
 
+#include "lpcd/format/ggml_fit.h"
 #include "lpcd/format/grid.h"
 #include "lpcd/tensor/mat.h"
 
@@ -32,6 +33,9 @@ class RowBlock {
   void store_group(int64_t group, const format::GroupParameters& parameters,
                    format::QuantizedMatrix& result) const;
   void store_codes(format::QuantizedMatrix& result) const;
+  /// The codes as blocks of a ggml type; parameters [K / length].
+  void store_blocks(std::span<const format::BlockParameters> parameters,
+                    format::QuantizedMatrix& result) const;
 
  private:
   int64_t first_row_;

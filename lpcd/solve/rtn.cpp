@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "lpcd/format/ggml_fit.h"
 #include "lpcd/linalg/parallel.h"
 #include "lpcd/solve/projector.h"
 #include "lpcd/solve/row_block.h"
@@ -8,8 +9,28 @@
 namespace lpcd::solve {
 namespace {
 
+format::QuantizedMatrix round_blocks(const RunContext& ctx, ConstView weight, const Metric* metric,
+                                     const ProjectOptions& options) {
+  format::QuantizedMatrix result(options.grid, weight.rows(), weight.cols());
+  const DType type = options.grid.block.value();
+  std::vector<float> weights;  // the diagonal that GPTQ would see
+  for (int64_t k = 0; metric != nullptr && k < weight.cols(); ++k) {
+    weights.push_back(metric->h(k, k) + static_cast<float>(metric->factor.lambda));
+  }
+  linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {
+    const int64_t first = task * kRowsPerTask;
+    const int64_t count = std::min(kRowsPerTask, weight.rows() - first);
+    const size_t stride = result.block_row_bytes();
+    format::quantize_rows(weight.rows_range(first, count), weights, type, {},
+                          {result.blocks.data() + static_cast<size_t>(first) * stride,
+                           static_cast<size_t>(count) * stride});
+  });
+  return result;
+}
+
 format::QuantizedMatrix round_rows(const RunContext& ctx, ConstView weight, const Metric* metric,
                                    const ProjectOptions& options) {
+  if (options.grid.block) return round_blocks(ctx, weight, metric, options);
   format::QuantizedMatrix result(options.grid, weight.rows(), weight.cols());
   const int64_t length = options.grid.group_length(weight.cols());
   linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {

@@ -1,6 +1,8 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 #include <random>
@@ -324,6 +326,91 @@ TEST(Refine, LeavesNearestCodesAlone) {
   const std::vector<uint8_t> settled = q.codes;
   refine(with_threads(1), w, metric, 1, q);
   EXPECT_EQ(q.codes, settled);
+}
+
+// ---- grids of ggml blocks -----------------------------------------------------------------------
+
+constexpr std::array kBlockTypes = {DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1,
+                                    DType::kQ8_0, DType::kQ2_K, DType::kQ3_K, DType::kQ4_K,
+                                    DType::kQ5_K, DType::kQ6_K};
+
+ProjectOptions block_options(DType type, bool search = false, int sweeps = 0) {
+  ProjectOptions options;
+  options.grid = format::GridSpec::of_block(type);
+  options.scale_search = search;
+  options.refine_sweeps = sweeps;
+  return options;
+}
+
+TEST(Blocks, GptqWithADiagonalMomentIsRoundToNearest) {
+  const Mat w = random_mat(70, 512, 1, 0.02F);
+  Mat h(512, 512);
+  for (int64_t k = 0; k < 512; ++k) h(k, k) = 0.5F + static_cast<float>(k % 7);
+  const Metric metric = metric_of(h);
+  for (const DType type : kBlockTypes) {
+    const auto gptq = project_gptq(with_threads(2), w, metric, block_options(type));
+    const auto rtn = project_rtn(with_threads(2), w, metric, block_options(type));
+    // What an error costs is h_kk for the one and 1 / u_kk^2 for the other: equal but for rounding,
+    // which can turn the choice between fits that are as good.
+    const double a = loss(w, gptq, h);
+    EXPECT_NEAR(a / loss(w, rtn, h), 1.0, 0.01) << dtype_info(type).name;
+    size_t same = 0;
+    for (size_t i = 0; i < gptq.blocks.size(); ++i) same += gptq.blocks[i] == rtn.blocks[i];
+    EXPECT_GT(same, gptq.blocks.size() * 9 / 10) << dtype_info(type).name;
+  }
+}
+
+TEST(Blocks, ErrorFeedbackSearchAndRefinementEachLowerTheLoss) {
+  const Mat w = random_mat(64, 512, 3, 0.02F);
+  const Mat h = correlated_moment(512, 4);
+  const Metric metric = metric_of(h);
+  for (const DType type : kBlockTypes) {
+    const double rtn = loss(w, project_rtn(with_threads(2), w, metric, block_options(type)), h);
+    const double gptq = loss(w, project_gptq(with_threads(2), w, metric, block_options(type)), h);
+    const double searched =
+        loss(w, project_gptq(with_threads(2), w, metric, block_options(type, true)), h);
+    const double refined =
+        loss(w, project_gptq(with_threads(2), w, metric, block_options(type, true, 2)), h);
+    std::string name(dtype_info(type).name);
+    RecordProperty(name,
+                   fmt::format("{:.3f} {:.3f} {:.3f}", gptq / rtn, searched / rtn, refined / rtn));
+    EXPECT_LT(gptq, rtn) << name;
+    EXPECT_LT(searched, gptq * 1.02) << name;
+    EXPECT_LT(refined, searched) << name;
+  }
+}
+
+TEST(Blocks, BitsDoNotDependOnThreadsAndColumnOrdersAreFine) {
+  const Mat w = random_mat(130, 256, 5, 0.02F);
+  const Mat h = correlated_moment(256, 6);
+  for (const ColumnOrder order : {ColumnOrder::kNatural, ColumnOrder::kActivation}) {
+    const Metric metric = metric_of(h, order);
+    for (const DType type : {DType::kQ3_K, DType::kQ4_K, DType::kQ4_1}) {
+      const auto one = project_gptq(with_threads(1), w, metric, block_options(type, true, 1));
+      const auto four = project_gptq(with_threads(4), w, metric, block_options(type, true, 1));
+      EXPECT_EQ(one.blocks, four.blocks);
+      EXPECT_LT(loss(w, one, h),
+                loss(w, project_rtn(with_threads(1), w, metric, block_options(type)), h));
+    }
+  }
+}
+
+TEST(Blocks, DeadInputsAndConstantRowsAreFine) {
+  Mat w = random_mat(8, 256, 7, 0.02F);
+  for (int64_t k = 0; k < 256; ++k) {
+    w(0, k) = 0.0F;
+    w(1, k) = 0.25F;
+  }
+  Mat h = correlated_moment(256, 8);
+  for (int64_t k = 0; k < 256; ++k) h(17, k) = h(k, 17) = 0.0F;
+  const Metric metric = metric_of(h);
+  for (const DType type : kBlockTypes) {
+    const Mat q = project_gptq(with_threads(1), w, metric, block_options(type, true, 2)).decode();
+    for (int64_t k = 0; k < 256; ++k) {
+      EXPECT_EQ(q(0, k), 0.0F);
+      ASSERT_TRUE(std::isfinite(q(5, k)));
+    }
+  }
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "lpcd/tensor/dtype.h"
 
+#include <algorithm>
 #include <array>
 
 namespace lpcd {
@@ -20,6 +21,18 @@ constexpr std::array<DTypeInfo, 23> kInfo = {{
 const DTypeInfo& dtype_info(DType type) { return kInfo.at(static_cast<size_t>(type)); }
 
 bool is_block_quantized(DType type) { return dtype_info(type).block_elems > 1; }
+
+std::optional<DType> ggml_type_from_name(std::string_view name) {
+  const auto same = [](char a, char b) {
+    return a == b || (b >= 'a' && b <= 'z' && a == b - 'a' + 'A');
+  };
+  for (size_t i = 0; i < kInfo.size(); ++i) {
+    if (kInfo[i].block_elems > 1 && std::ranges::equal(kInfo[i].name, name, same)) {
+      return static_cast<DType>(i);
+    }
+  }
+  return std::nullopt;
+}
 
 std::optional<DType> dtype_from_name(std::string_view name) {
   for (size_t i = 0; i < kInfo.size(); ++i) {

@@ -49,4 +49,7 @@ struct DTypeInfo {
 /// Type of a safetensors dtype string ("F16", "BF16", "I32", ...), or nothing if unknown.
 [[nodiscard]] std::optional<DType> dtype_from_name(std::string_view name);
 
+/// Type of a ggml block format by its name in any case ("Q4_K", "q4_k"), or nothing if unknown.
+[[nodiscard]] std::optional<DType> ggml_type_from_name(std::string_view name);
+
 }  // namespace lpcd
