@@ -32,6 +32,7 @@ class CompressedTensors final : public OutputFormat {
 
   void check(const std::string& name, int64_t /*rows*/, int64_t cols,
              const GridSpec& grid) const override {
+    require_integer_grid(name, grid, "compressed-tensors");
     if (grid.group_size != -1 && cols % grid.group_size != 0) {
       raise(ErrorCode::kBadOption,
             "{}: compressed-tensors needs whole groups, and {} inputs are not a multiple of {}; "

@@ -42,6 +42,7 @@ class Gptq final : public OutputFormat {
 
   void check(const std::string& name, int64_t rows, int64_t cols,
              const GridSpec& grid) const override {
+    require_integer_grid(name, grid, "gptq");
     if (grid.bits != 2 && grid.bits != 3 && grid.bits != 4 && grid.bits != 8) {
       raise(ErrorCode::kBadOption, "{}: gptq stores 2, 3, 4 or 8 bits, not {}; use dense:fp16",
             name, grid.bits);

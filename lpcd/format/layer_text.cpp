@@ -4,6 +4,9 @@
 
 #include <charconv>
 
+#include "lpcd/base/raise.h"
+#include "lpcd/format/output_format.h"
+
 namespace lpcd::format {
 namespace {
 
@@ -26,6 +29,13 @@ std::string as_regex(const std::string& name) {
     out += c;
   }
   return out;
+}
+
+void require_integer_grid(const std::string& name, const GridSpec& grid, std::string_view format) {
+  if (!grid.block) return;
+  raise(ErrorCode::kBadOption,
+        "{}: {} stores integer codes, not {}; give it a run of its own, or use dense:fp16", name,
+        format, grid.text());
 }
 
 std::optional<GridText> parse_grid_text(std::span<const std::string_view> parts) {

@@ -19,16 +19,27 @@ struct LayerGrid {
   GridSpec grid;
 };
 
+/// What kind of file holds the tensors.
+enum class Container {
+  kSafetensors,  ///< a Hugging Face directory
+  kGguf,         ///< one file, tokenizer and configuration included
+};
+
 /// How a finished model is stored: which tensors stand for a quantized layer, and what the
 /// configuration says about them. Printable and parsed by the registry.
 class OutputFormat {
  public:
   virtual ~OutputFormat() = default;
 
-  /// Canonical text: "gptq:3,g64", "dense:fp16".
+  /// Canonical text: "gptq:3,g64", "dense:fp16", "gguf:q4_k_m".
   [[nodiscard]] virtual std::string text() const = 0;
   /// The grid that the format stores, or nothing if it takes any.
   [[nodiscard]] virtual std::optional<GridSpec> grid() const = 0;
+  /// The mix of ggml types that it stores (see Recipe), or "" if it has none.
+  [[nodiscard]] virtual std::string recipe() const { return ""; }
+  [[nodiscard]] virtual Container container() const { return Container::kSafetensors; }
+  /// `general.file_type` of a GGUF file, or -1: that of its most frequent type.
+  [[nodiscard]] virtual int64_t file_type() const { return -1; }
   /// kBadOption with cause and remedy if a layer of this shape and grid cannot be stored.
   virtual void check(const std::string& name, int64_t rows, int64_t cols,
                      const GridSpec& grid) const = 0;
@@ -60,7 +71,15 @@ struct FormatFamily {
 
 std::unique_ptr<OutputFormat> parse_dense(std::span<const std::string_view> parts);
 std::unique_ptr<OutputFormat> parse_gptq(std::span<const std::string_view> parts);
+std::unique_ptr<OutputFormat> parse_gguf(std::span<const std::string_view> parts);
 std::unique_ptr<OutputFormat> parse_compressed_tensors(std::span<const std::string_view> parts);
+
+/// The smallest ggml type whose blocks hold the codes and scales of a grid as they are, on rows of
+/// `cols`; nothing if there is none.
+[[nodiscard]] std::optional<DType> exact_ggml_type(const GridSpec& grid, int64_t cols);
+
+/// kBadOption if the grid is one of ggml blocks, which `format` does not store.
+void require_integer_grid(const std::string& name, const GridSpec& grid, std::string_view format);
 
 /// f32 values as F32, F16 or BF16 bytes. kNonFinite naming the tensor if one overflows F16.
 [[nodiscard]] std::vector<std::byte> encode_dense(const std::string& name,
