@@ -1,0 +1,113 @@
+#include "lpcd/text/gguf_export.h"
+
+#include <gtest/gtest.h>
+
+#include "lpcd/base/json.h"
+#include "lpcd/io/file.h"
+#include "tests/support/errors.h"
+#include "tests/support/paths.h"
+
+namespace lpcd::text {
+namespace {
+
+using lpcd::testing::TemporaryDirectory;
+
+constexpr const char* kByteLevel =
+    R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true})";
+
+std::string sequence(const std::string& first, const std::string& second) {
+  return R"({"type":"Sequence","pretokenizers":[)" + first + "," + second + "]}";
+}
+
+std::string split(const std::string& regex) {
+  return dump_json({{"type", "Split"},
+                    {"pattern", {{"Regex", regex}}},
+                    {"behavior", "Isolated"},
+                    {"invert", false}});
+}
+
+constexpr const char* kQwenWords =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr const char* kLlama3Words =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
+TEST(PreName, RecognisesTheKnownTokenizers) {
+  const std::string bytes =
+      R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false})";
+  EXPECT_EQ(pre_name(kByteLevel), "gpt-2");
+  EXPECT_EQ(pre_name(sequence(R"({"type":"Digits","individual_digits":true})", kByteLevel)),
+            "smollm");
+  EXPECT_EQ(pre_name(sequence(split(kQwenWords), bytes)), "qwen2");
+  EXPECT_EQ(pre_name(sequence(split(kLlama3Words), bytes)), "llama-bpe");
+  EXPECT_FALSE(pre_name(sequence(split("[a-z]+"), bytes)));
+  EXPECT_FALSE(pre_name("null"));
+}
+
+TEST(ExportVocabulary, ByteLevelBpe) {
+  const TemporaryDirectory dir;
+  const Json json = {{"version", "1.0"},
+                     {"added_tokens",
+                      {{{"id", 3}, {"content", "<|end|>"}, {"special", true}},
+                       {{"id", 4}, {"content", "<tool>"}, {"special", false}}}},
+                     {"normalizer", nullptr},
+                     {"pre_tokenizer", parse_json(kByteLevel, "x")},
+                     {"post_processor", nullptr},
+                     {"decoder", nullptr},
+                     {"model",
+                      {{"type", "BPE"},
+                       {"vocab", {{"a", 0}, {"b", 1}, {"ab", 2}}},
+                       {"merges", Json::array({Json::array({"a", "b"})})}}}};
+  io::write_file(dir / "tokenizer.json", dump_json(json));
+  io::write_file(dir / "tokenizer_config.json",
+                 R"({"eos_token":{"content":"<|end|>"},"pad_token":"<|end|>",
+                     "chat_template":"{{ messages }}"})");
+  const auto exported = export_vocabulary(dir.path(), 7);
+  ASSERT_TRUE(exported);
+  const GgufVocabulary& v = exported->vocabulary;
+  EXPECT_EQ(v.model, "gpt2");
+  EXPECT_EQ(v.pre, "gpt-2");
+  EXPECT_EQ(v.tokens, (std::vector<std::string>{"a", "b", "ab", "<|end|>", "<tool>", "[PAD5]",
+                                                "[PAD6]"}));
+  EXPECT_EQ(v.token_types, (std::vector<int64_t>{1, 1, 1, 3, 4, 5, 5}));
+  EXPECT_EQ(v.merges, std::vector<std::string>{"a b"});
+  EXPECT_EQ(v.eos_id, 3);
+  EXPECT_EQ(exported->padding_id, 3);
+  EXPECT_EQ(v.add_bos, false);
+  EXPECT_EQ(exported->chat_template, "{{ messages }}");
+  EXPECT_TRUE(exported->pre_is_known);
+  EXPECT_FALSE(export_vocabulary(dir / "nowhere", 7));
+  lpcd::testing::expect_error([&] { (void)export_vocabulary(dir.path(), 4); }, ErrorCode::kBadFile,
+                              "outside the model's 4 embeddings");
+}
+
+TEST(ExportVocabulary, SentencePieceGetsScoresThatOrderItsMerges) {
+  const TemporaryDirectory dir;
+  const Json json = {
+      {"version", "1.0"},
+      {"added_tokens", {{{"id", 0}, {"content", "<unk>"}, {"special", true}}}},
+      {"normalizer",
+       {{"type", "Sequence"},
+        {"normalizers",
+         {{{"type", "Prepend"}, {"prepend", "\u2581"}},
+          {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "\u2581"}}}}}},
+      {"pre_tokenizer", nullptr},
+      {"post_processor", nullptr},
+      {"decoder", nullptr},
+      {"model",
+       {{"type", "BPE"},
+        {"unk_token", "<unk>"},
+        {"byte_fallback", true},
+        {"fuse_unk", true},
+        {"vocab", {{"<unk>", 0}, {"<0x41>", 1}, {"a", 2}, {"b", 3}, {"ab", 4}, {"aba", 5}}},
+        {"merges", {"a b", "ab a"}}}}};
+  io::write_file(dir / "tokenizer.json", dump_json(json));
+  const GgufVocabulary v = export_vocabulary(dir.path(), 6)->vocabulary;
+  EXPECT_EQ(v.model, "llama");
+  EXPECT_EQ(v.token_types, (std::vector<int64_t>{2, 6, 1, 1, 1, 1}));
+  EXPECT_EQ(v.scores, (std::vector<double>{0, 0, 0, 0, -1, -2}));
+  EXPECT_EQ(v.unknown_id, 0);
+  EXPECT_EQ(v.add_space_prefix, true);
+}
+
+}  // namespace
+}  // namespace lpcd::text
