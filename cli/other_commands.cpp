@@ -46,15 +46,15 @@ class ExportCommand final : public Command {
     CLI::App& app =
         create(parent, "export", "lpcd export RUN --format F --out DIR [options]",
                "Writes a finished run in another format with the same grid, or converts a "
-               "checkpoint to dense safetensors. Nothing is quantized again.");
+               "checkpoint to dense safetensors or GGUF. Nothing is quantized again.");
     app.add_option("run", options_.source);
     app.add_option("--format", options_.format)->take_last();
     app.add_option("--out", options_.out)->take_last();
     app.add_option("--shard-size", options_.shard_size)->take_last();
     help_ = {{"What to write", "RUN", "Directory of a finished run, or a model to convert."},
              {"What to write", "--format F",
-              "gptq:BITS,gGROUP[,asym][,v2], ct:BITS,gGROUP[,asym] or "
-              "dense:fp16|bf16|fp32."},
+              "gptq:BITS,gGROUP[,asym][,v2], ct:BITS,gGROUP[,asym], gguf:TYPE (a run's own mix, "
+              "exact, f16, bf16, f32) or dense:fp16|bf16|fp32."},
              {"What to write", "--out DIR", "Directory to write; must not exist, or be empty."},
              {"What to write", "--shard-size SIZE", "Largest output file. [5G]"}};
     add_common(false, true);

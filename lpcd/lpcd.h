@@ -23,7 +23,7 @@ namespace lpcd {
 /// What `quantize` made.
 struct QuantizeResult {
   std::string plan;                  ///< the plan as text (all there is after a dry run)
-  std::vector<std::string> outputs;  ///< directories that hold a finished model
+  std::vector<std::string> outputs;  ///< finished models: directories, and GGUF files
   std::string record_json;           ///< contents of record.json; empty after a dry run
   std::string summary;               ///< a few lines for a person
 };
@@ -169,7 +169,7 @@ struct ExportOptions {
 };
 
 /// Writes a finished run in another format that stores its grid, or converts an unquantized model
-/// to `dense`. Nothing is quantized again.
+/// to `dense` or to a GGUF file of plain floats. Nothing is quantized again.
 /// Errors    kBadOption when the format has another grid than the run (the message says which
 ///           command would make it); kOutputExists.
 void export_model(const ExportOptions& options, const RunContext& ctx);

@@ -24,7 +24,7 @@ ALLOWED = {
     "solve": ["base", "tensor", "linalg", "format"],
     "calib": ["base", "tensor", "linalg", "io", "text", "nn", "arch"],
     "submodules": ["base", "tensor", "linalg", "nn", "arch", "calib", "format", "solve", "report"],
-    "bundle": ["base", "tensor", "io", "text", "format", "arch"],
+    "bundle": ["base", "tensor", "linalg", "io", "text", "nn", "format", "arch"],
     "eval": ["base", "tensor", "linalg", "io", "text", "nn", "arch", "calib", "report"],
     "pipeline": ["base", "tensor", "linalg", "io", "nn", "arch", "calib", "submodules", "solve",
                  "format", "report"],

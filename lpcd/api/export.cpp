@@ -6,6 +6,7 @@
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/io/file.h"
 #include "lpcd/lpcd.h"
+#include "lpcd/pipeline/ggml_types.h"
 
 namespace lpcd {
 namespace {
@@ -13,6 +14,34 @@ namespace {
 // The command that makes a run whose grid a format stores.
 std::string remedy(const std::string& model, const format::OutputFormat& format) {
   return fmt::format("lpcd quantize {} --format {} --out DIR makes it", model, format.text());
+}
+
+// Every layer of the run must be on the grid that the format stores.
+void check_grids(const arch::Model& model, const api::LayerGrids& grids,
+                 const format::OutputFormat& format, const std::string& run_grid,
+                 const std::vector<std::string>& tensor_types, const std::string& source,
+                 const std::string& path) {
+  const std::string recipe = format.recipe();
+  const pipeline::TensorTypes types(tensor_types);
+  for (const auto& [layer, grid] : grids) {
+    const auto& [block, role] = layer;
+    const auto shape = model.config().shape(role);
+    const std::string name = model.name(role, block);
+    std::string stores;
+    if (format.grid() && !(*format.grid() == grid)) stores = format.grid()->text();
+    if (!recipe.empty() && recipe != run_grid) {
+      const DType type =
+          pipeline::ggml_type_of(model, pipeline::parse_recipe(recipe), types, role, block);
+      if (format::exact_ggml_type(grid, shape[1]) != type) {
+        stores = format::GridSpec::of_block(type).text();
+      }
+    }
+    if (!stores.empty()) {
+      raise(ErrorCode::kBadOption, "{}: {} has {}, {} stores {}; {}", source, name, grid.text(),
+            format.text(), stores, remedy(path, format));
+    }
+    format.check(name, shape[0], shape[1], grid);
+  }
 }
 
 void export_run(const RunContext& ctx, const pipeline::Journal& journal,
@@ -31,18 +60,19 @@ void export_run(const RunContext& ctx, const pipeline::Journal& journal,
     raise(ErrorCode::kBadModel, "{}: not the model that {} was made from; put the original back",
           path, options.source);
   }
-  const auto grid = format.grid();
-  for (int64_t b = 0; grid && b < model.config().blocks; ++b) {
-    for (const auto& [role, q] : journal.read_block(b)) {
-      if (q.spec == *grid) continue;
-      raise(ErrorCode::kBadOption, "{}: {} has {}, {} stores {}; {}", options.source,
-            model.name(role, b), q.spec.text(), format.text(), grid->text(), remedy(path, format));
-    }
-  }
+  const Json& numeric = fingerprint.object_at("options");
+  const auto tensor_types = numeric.value("tensor-type", std::vector<std::string>());
+  check_grids(model, api::read_grids(journal, model.config().blocks), format,
+              numeric.value("grid", "int"), tensor_types, options.source, path);
   const auto tokenizer = bundle::open_tokenizer(model);
-  const Json meta = {{"quantizer", {"lpcd.cpp:" + version()}}};
-  api::write_output(ctx, model, tokenizer ? &*tokenizer : nullptr, journal, format, meta,
-                    parse_bytes(options.shard_size, "shard-size"), options.out);
+  (void)api::write_output(ctx,
+                          {.model = model,
+                           .tokenizer = tokenizer ? &*tokenizer : nullptr,
+                           .journal = journal,
+                           .tensor_types = tensor_types,
+                           .meta = {{"quantizer", {"lpcd.cpp:" + version()}}},
+                           .max_shard_bytes = parse_bytes(options.shard_size, "shard-size")},
+                          format, options.out);
 }
 
 }  // namespace
@@ -58,9 +88,16 @@ void export_model(const ExportOptions& options, const RunContext& outer) {
     return;
   }
   const arch::Model model = bundle::open_model(options.source);
-  if (format->grid()) {
+  const bool plain = format->dense_type().has_value();
+  if (!plain) {
     raise(ErrorCode::kBadOption, "{}: not a run of lpcd, so there are no codes to store; {}",
           options.source, remedy(options.source, *format));
+  }
+  if (format->container() == format::Container::kGguf) {
+    io::make_directories(options.out);
+    bundle::write_gguf_file(ctx, {.model = &model, .format = format.get()},
+                            options.out + "/" + bundle::gguf_file_name(model, *format));
+    return;
   }
   const auto tokenizer = bundle::open_tokenizer(model);
   bundle::DirectoryContents contents;

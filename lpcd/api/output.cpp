@@ -5,6 +5,8 @@
 #include <map>
 
 #include "lpcd/base/raise.h"
+#include "lpcd/io/file.h"
+#include "lpcd/pipeline/ggml_types.h"
 
 namespace lpcd::api {
 namespace {
@@ -49,26 +51,6 @@ std::vector<std::string> whole_formats(const std::vector<std::string>& parts) {
   return formats;
 }
 
-// Grids from the block records, without reading codes.
-std::map<std::pair<int64_t, Role>, format::GridSpec> read_grids(const pipeline::Journal& journal,
-                                                                int64_t blocks) {
-  std::map<std::pair<int64_t, Role>, format::GridSpec> grids;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const Json record = journal.read_record(b);
-    for (const Json& entry : JsonFields(record, "record.json").array_at("stored")) {
-      const JsonFields layer(entry, "record.json: stored");
-      const std::string name = layer.string_at("role");
-      for (const Role role : arch::kLinearRoles) {
-        if (arch::role_name(role) != name) continue;
-        grids[{b, role}] = {.bits = static_cast<int>(layer.int_at("bits", 2, 8)),
-                            .group_size = layer.int_at("group_size", -1),
-                            .symmetric = layer.bool_or("symmetric", true)};
-      }
-    }
-  }
-  return grids;
-}
-
 }  // namespace
 
 std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptions& options) {
@@ -81,16 +63,30 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
     option = value;
   };
   std::vector<std::unique_ptr<format::OutputFormat>> formats;
-  const format::OutputFormat* first = nullptr;
+  const format::OutputFormat* first = nullptr;  // with an integer grid
+  const format::OutputFormat* mix = nullptr;    // with a mix of ggml types
   for (const std::string& text : whole_formats(options.formats)) {
     formats.push_back(format::parse_output_format(text));
     const auto grid = formats.back()->grid();
-    if (!grid) continue;
+    const std::string recipe = formats.back()->recipe();
+    if (!grid && recipe.empty()) continue;
+    if (mix != nullptr ? mix->recipe() != recipe : first != nullptr && !recipe.empty()) {
+      raise(ErrorCode::kBadOption, "--format: {} and {} store different grids; run once for each",
+            (mix != nullptr ? mix : first)->text(), formats.back()->text());
+    }
+    if (!grid) {
+      mix = formats.back().get();
+      // "q4_k" and "q4_k_m" are the same.
+      if (const auto given = format::Recipe::parse(options.grid)) options.grid = given->text();
+      take("grid", options.grid, recipe, *mix);
+      continue;
+    }
     if (first != nullptr && *first->grid() != *grid) {
       raise(ErrorCode::kBadOption, "--format: {} and {} store different grids; run once for each",
             first->text(), formats.back()->text());
     }
     first = formats.back().get();
+    take("grid", options.grid, std::string("int"), *first);
     take("bits", options.bits, grid->bits, *first);
     take("group-size", options.group_size, grid->group_size, *first);
     take("sym", options.symmetric, grid->symmetric, *first);
@@ -101,6 +97,10 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
             "different ways; use --format {},v2 or --format ct:{}",
             formats.back()->text(), formats.back()->text().substr(5));
     }
+  }
+  if (formats.empty() && options.grid != "int") {
+    options.grid = pipeline::parse_recipe(options.grid).text();
+    formats.push_back(format::parse_output_format("gguf:" + options.grid));
   }
   if (formats.empty()) {
     if (options.group_size < -1 || options.group_size == 0) {
@@ -146,22 +146,63 @@ std::string output_directory(const std::string& out, const format::OutputFormat&
   return out + "/" + name;
 }
 
-void write_output(const RunContext& ctx, const arch::Model& model, const text::Tokenizer* tokenizer,
-                  const pipeline::Journal& journal, const format::OutputFormat& format,
-                  const Json& meta, uint64_t max_shard_bytes, const std::string& directory) {
-  const auto grids = read_grids(journal, model.config().blocks);
-  JournalReader reader(journal);
-  bundle::DirectoryContents contents;
-  contents.model = &model;
-  contents.tokenizer = tokenizer;
-  contents.format = &format;
-  contents.meta = meta;
-  contents.max_shard_bytes = max_shard_bytes;
-  contents.grid_of = [&](int64_t block, Role role) { return grids.at({block, role}); };
-  contents.read_layer = [&](int64_t block, Role role) -> const format::QuantizedMatrix& {
+// Grids from the block records, without reading codes.
+LayerGrids read_grids(const pipeline::Journal& journal, int64_t blocks) {
+  LayerGrids grids;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const Json record = journal.read_record(b);
+    for (const Json& entry : JsonFields(record, "record.json").array_at("stored")) {
+      const JsonFields layer(entry, "record.json: stored");
+      const std::string name = layer.string_at("role");
+      for (const Role role : arch::kLinearRoles) {
+        if (arch::role_name(role) != name) continue;
+        grids[{b, role}] = pipeline::stored_grid(layer);
+      }
+    }
+  }
+  return grids;
+}
+
+std::function<std::optional<DType>(Role)> matrix_types(
+    const arch::Model& model, const format::OutputFormat& format,
+    const std::vector<std::string>& tensor_types) {
+  return [&model, recipe = format.recipe(),
+          types = pipeline::TensorTypes(tensor_types)](Role role) -> std::optional<DType> {
+    if (recipe.empty()) return types.find(model, role, 0);
+    return pipeline::ggml_type_of(model, pipeline::parse_recipe(recipe), types, role, 0);
+  };
+}
+
+std::string write_output(const RunContext& ctx, const OutputJob& job,
+                         const format::OutputFormat& format, const std::string& directory) {
+  const auto grids = read_grids(job.journal, job.model.config().blocks);
+  JournalReader reader(job.journal);
+  const auto grid_of = [&](int64_t block, Role role) { return grids.at({block, role}); };
+  const auto read_layer = [&](int64_t block, Role role) -> const format::QuantizedMatrix& {
     return reader.layer(block, role);
   };
+  if (format.container() == format::Container::kGguf) {
+    io::make_directories(directory);
+    const std::string path = directory + "/" + bundle::gguf_file_name(job.model, format);
+    bundle::write_gguf_file(ctx,
+                            {.model = &job.model,
+                             .format = &format,
+                             .grid_of = grid_of,
+                             .read_layer = read_layer,
+                             .matrix_type = matrix_types(job.model, format, job.tensor_types)},
+                            path);
+    return path;
+  }
+  bundle::DirectoryContents contents;
+  contents.model = &job.model;
+  contents.tokenizer = job.tokenizer;
+  contents.format = &format;
+  contents.meta = job.meta;
+  contents.max_shard_bytes = job.max_shard_bytes;
+  contents.grid_of = grid_of;
+  contents.read_layer = read_layer;
   bundle::write_hf_directory(ctx, contents, directory);
+  return directory;
 }
 
 void require_empty(const std::string& directory) {

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "lpcd/bundle/gguf_output.h"
 #include "lpcd/bundle/hf_directory.h"
 #include "lpcd/pipeline/journal.h"
 
@@ -23,10 +25,30 @@ void check_formats(const arch::Model& model, const pipeline::Plan& plan,
 [[nodiscard]] std::string output_directory(const std::string& out,
                                            const format::OutputFormat& format, size_t format_count);
 
-/// Writes one format of a finished run.
-void write_output(const RunContext& ctx, const arch::Model& model, const text::Tokenizer* tokenizer,
-                  const pipeline::Journal& journal, const format::OutputFormat& format,
-                  const Json& meta, uint64_t max_shard_bytes, const std::string& directory);
+/// Types that a format gives to embedding and head, by its mix and --tensor-type.
+[[nodiscard]] std::function<std::optional<DType>(arch::Role)> matrix_types(
+    const arch::Model& model, const format::OutputFormat& format,
+    const std::vector<std::string>& tensor_types);
+
+/// Grids of all layers of a run, from the block records.
+using LayerGrids = std::map<std::pair<int64_t, arch::Role>, format::GridSpec>;
+[[nodiscard]] LayerGrids read_grids(const pipeline::Journal& journal, int64_t blocks);
+
+/// What write_output needs to know besides the format.
+struct OutputJob {
+  const arch::Model& model;
+  const text::Tokenizer* tokenizer;
+  const pipeline::Journal& journal;
+  const std::vector<std::string>& tensor_types;
+  Json meta;
+  uint64_t max_shard_bytes;
+};
+
+/// Writes one format of a finished run into a directory. Returns where a model can be opened: the
+/// directory, or the GGUF file in it.
+[[nodiscard]] std::string write_output(const RunContext& ctx, const OutputJob& job,
+                                       const format::OutputFormat& format,
+                                       const std::string& directory);
 
 /// Throws kOutputExists unless the directory is absent, or holds nothing but what a run of ours
 /// leaves when it dies before its first commit.

@@ -2,6 +2,7 @@
 #include <filesystem>
 #include <map>
 
+#include "lpcd/api/consumers.h"
 #include "lpcd/api/machine.h"
 #include "lpcd/api/output.h"
 #include "lpcd/base/raise.h"
@@ -39,12 +40,23 @@ class QuantizeJob {
     normalize();
     plan_ = pipeline::make_plan(model_, options_, pipeline::available_memory());
     api::check_formats(model_, plan_, formats_);
+    api::check_consumer(options_.consumer, model_, plan_, formats_);
+    for (const auto& format : formats_) {
+      if (format->container() != format::Container::kGguf) continue;
+      const std::string warning = bundle::check_gguf(model_);
+      if (!warning.empty()) ctx_.warn(warning);
+      break;
+    }
   }
 
   QuantizeResult run() {
     QuantizeResult result;
     rate_ = linalg::measure_gemm_rate(ctx_);
     result.plan = pipeline::describe(plan_, rate_);
+    for (const auto& format : formats_) {
+      result.plan += fmt::format("{:<14}{}: {}\n", "output", format->text(),
+                                 format_bytes(output_bytes(*format)));
+    }
     if (options_.dry_run) return result;
 
     if (options_.out.empty()) raise(ErrorCode::kBadOption, "quantize needs --out DIR");
@@ -56,7 +68,8 @@ class QuantizeJob {
     const calib::Dataset data = calibration(resumed);
     open_journal(resumed, data);
     if (is_finished()) {
-      result.outputs = output_directories();
+      const Json record = read_record();
+      for (const Json& output : record.at("outputs")) result.outputs.push_back(output.at("path"));
       result.record_json = io::read_text_file(record_path(), kMaxRecordBytes);
       result.summary = summarize(result.outputs);
       return result;
@@ -88,17 +101,11 @@ class QuantizeJob {
 
   [[nodiscard]] std::string record_path() const { return options_.out + "/record.json"; }
 
-  [[nodiscard]] std::vector<std::string> output_directories() const {
-    std::vector<std::string> directories;
-    for (const auto& format : formats_) {
-      directories.push_back(api::output_directory(options_.out, *format, formats_.size()));
-    }
-    return directories;
-  }
-
-  static uint64_t weight_bytes(const std::string& directory) {
+  // Of an output as write_output names it: a GGUF file, or a directory of safetensors files.
+  static uint64_t weight_bytes(const std::string& path) {
+    if (fs::is_regular_file(path)) return fs::file_size(path);
     uint64_t bytes = 0;
-    for (const auto& entry : fs::directory_iterator(directory)) {
+    for (const auto& entry : fs::directory_iterator(path)) {
       if (entry.path().extension() == ".safetensors") bytes += entry.file_size();
     }
     return bytes;
@@ -110,12 +117,10 @@ class QuantizeJob {
     if (!journal_.read_run().value("finished", false) || !fs::exists(record_path())) return false;
     const Json record = read_record();
     if (record.at("formats") != Json(options_.formats)) return false;
-    const std::vector<std::string> directories = output_directories();
-    for (size_t i = 0; i < directories.size(); ++i) {
-      if (!fs::exists(directories[i] + "/config.json") ||
-          weight_bytes(directories[i]) != record.at("outputs").at(i).at("weight_bytes")) {
-        return false;
-      }
+    for (const Json& output : record.at("outputs")) {
+      const auto path = output.at("path").get<std::string>();
+      const bool complete = fs::is_regular_file(path) || fs::exists(path + "/config.json");
+      if (!complete || weight_bytes(path) != output.at("weight_bytes")) return false;
     }
     return true;
   }
@@ -149,20 +154,32 @@ class QuantizeJob {
 
   [[nodiscard]] uint64_t output_bytes() const {
     uint64_t sum = 0;
-    for (const auto& format : formats_) {
-      bundle::DirectoryContents contents;
-      contents.model = &model_;
-      contents.format = format.get();
-      contents.grid_of = [&](int64_t block, arch::Role role) {
-        return plan_.layer(block, role).grid;
-      };
-      const format::QuantizedMatrix never_read;
-      contents.read_layer = [&](int64_t, arch::Role) -> const format::QuantizedMatrix& {
-        return never_read;
-      };
-      sum += bundle::estimate_bytes(contents);
-    }
+    for (const auto& format : formats_) sum += output_bytes(*format);
     return sum;
+  }
+
+  [[nodiscard]] uint64_t output_bytes(const format::OutputFormat& format) const {
+    const auto grid_of = [&](int64_t block, arch::Role role) {
+      return plan_.layer(block, role).grid;
+    };
+    const format::QuantizedMatrix never_read;
+    const auto read_layer = [&](int64_t, arch::Role) -> const format::QuantizedMatrix& {
+      return never_read;
+    };
+    if (format.container() == format::Container::kGguf) {
+      return bundle::estimate_gguf_bytes(
+          {.model = &model_,
+           .format = &format,
+           .grid_of = grid_of,
+           .read_layer = read_layer,
+           .matrix_type = api::matrix_types(model_, format, options_.tensor_types)});
+    }
+    bundle::DirectoryContents contents;
+    contents.model = &model_;
+    contents.format = &format;
+    contents.grid_of = grid_of;
+    contents.read_layer = read_layer;
+    return bundle::estimate_bytes(contents);
   }
 
   calib::Dataset calibration(bool resumed) {
@@ -225,10 +242,16 @@ class QuantizeJob {
                        {"qep", options_.qep},
                        {"lpcd", options_.lpcd},
                        {"damp_percent", plan_.dampings.front()}};
-    result.outputs = output_directories();
-    for (size_t i = 0; i < formats_.size(); ++i) {
-      api::write_output(ctx_, model_, tokenizer_ ? &*tokenizer_ : nullptr, journal_, *formats_[i],
-                        meta, max_shard_bytes_, result.outputs[i]);
+    for (const auto& format : formats_) {
+      const std::string directory = api::output_directory(options_.out, *format, formats_.size());
+      result.outputs.push_back(api::write_output(ctx_,
+                                                 {.model = model_,
+                                                  .tokenizer = tokenizer_ ? &*tokenizer_ : nullptr,
+                                                  .journal = journal_,
+                                                  .tensor_types = options_.tensor_types,
+                                                  .meta = meta,
+                                                  .max_shard_bytes = max_shard_bytes_},
+                                                 *format, directory));
     }
     written_ = seconds_since(start_);
   }
@@ -292,8 +315,8 @@ class QuantizeJob {
                       {"total_seconds", total},
                       {"share_of_gemm_rate", total > 0 ? flops / total / rate_ : 0.0},
                       {"peak_memory_bytes", api::peak_memory()}};
-    for (const std::string& directory : outputs) {
-      record["outputs"].push_back({{"path", directory}, {"weight_bytes", weight_bytes(directory)}});
+    for (const std::string& path : outputs) {
+      record["outputs"].push_back({{"path", path}, {"weight_bytes", weight_bytes(path)}});
     }
     return record;
   }

@@ -1,6 +1,7 @@
 #include "lpcd/bundle/open_model.h"
 
 #include <filesystem>
+#include <optional>
 
 #include "lpcd/base/raise.h"
 #include "lpcd/bundle/quantized_source.h"
@@ -15,9 +16,21 @@ namespace fs = std::filesystem;
 
 constexpr uint64_t kMaxConfigBytes = 16ULL << 20;
 
+// A run whose format is gguf leaves one such file in its directory.
+std::optional<std::string> only_gguf_file(const std::string& directory) {
+  std::optional<std::string> found;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    if (entry.path().extension() != ".gguf") continue;
+    if (found) return std::nullopt;
+    found = entry.path().string();
+  }
+  return found;
+}
+
 arch::Model open_directory(const std::string& path) {
   const std::string config_path = path + "/config.json";
   if (!fs::exists(config_path)) {
+    if (const auto file = only_gguf_file(path)) return arch::Model::from_gguf(*file);
     if (fs::exists(path + "/.lpcd/run.json")) {
       raise(ErrorCode::kBadModel,
             "{}: an unfinished run; finish it with lpcd quantize ... --out {} --resume", path,

@@ -43,12 +43,14 @@ struct QuantizeOptions {
   bool qep = true;
   std::vector<std::string> lpcd = {"all"};
 
+  std::string grid = "int";  ///< "int", or a mix of ggml types
   int bits = 3;
   int64_t group_size = 128;
   bool symmetric = true;
   std::vector<std::string> bits_for;
   int mlp_bits = 0;
   int64_t mlp_group_size = 0;
+  std::vector<std::string> tensor_types;
 
   bool act_order = false;
   int64_t block_size = 128;
@@ -81,6 +83,7 @@ struct QuantizeOptions {
   double self_temperature = 1.0;
 
   int threads = 0;
+  std::string consumer;  ///< program that is to load the result; "": any
   std::string max_memory;
   std::string shard_size = "5G";
   bool resume = false;
@@ -99,9 +102,18 @@ struct QuantizeOptions {
        .value = "F[,F...]",
        .section = what,
        .help = "Output formats: gptq:BITS,gGROUP[,asym][,v2], "
-               "ct:BITS,gGROUP[,asym] (compressed-tensors) or dense:fp16|bf16|fp32. "
+               "ct:BITS,gGROUP[,asym] (compressed-tensors), gguf:TYPE (q2_k, q3_k_m, q4_k_m, "
+               "q5_k_m, q6_k, q4_0, ... as llama-quantize; exact: the integer grid in blocks that "
+               "hold it without loss; f16, bf16, f32) or dense:fp16|bf16|fp32. "
                "Several are written into one directory each below --out. Default: gptq at "
                "--bits and --group-size.",
+       .effect = Effect::kResource});
+    v(o.consumer,
+      {.name = "for",
+       .value = "PROGRAM",
+       .section = what,
+       .help = "Check before any work that this program loads the result: vllm, transformers, "
+               "llama.cpp or gptqmodel.",
        .effect = Effect::kResource});
     v(o.preset,
       {.name = "preset",
@@ -129,6 +141,13 @@ struct QuantizeOptions {
            "logits), vo (value-output), gate, ud (up-down), residual (o_proj and down_proj)."});
 
     const char* grid = "Grid";
+    v(o.grid,
+      {.name = "grid",
+       .value = "GRID",
+       .section = grid,
+       .help = "int: --bits, --group-size and --sym. Or a mix of ggml block types as --format "
+               "gguf:TYPE names it (and sets it): q4_k_m, or q4_k,pure for one type in all "
+               "tensors."});
     v(o.bits,
       {.name = "bits", .value = "N", .section = grid, .help = "Code width.", .min = 2, .max = 8});
     v(o.group_size, {.name = "group-size",
@@ -147,6 +166,13 @@ struct QuantizeOptions {
        .section = grid,
        .help = "Other code width for the tensors whose name matches the pattern (* and ?), "
                "for example '*down_proj*=4'. The last match counts. Repeatable."});
+    v(o.tensor_types,
+      {.name = "tensor-type",
+       .value = "PATTERN=TYPE",
+       .section = grid,
+       .help = "Another ggml type for the tensors whose name (blk.0.ffn_down.weight, or as in the "
+               "checkpoint) matches the pattern, for example '*ffn_down*=q5_k' or "
+               "'token_embd.weight=f16'. The last match counts. Repeatable."});
     v(o.mlp_bits, {.name = "mlp-bits",
                    .value = "N",
                    .section = grid,

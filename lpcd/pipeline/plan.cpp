@@ -11,6 +11,7 @@
 #include <numeric>
 
 #include "lpcd/base/raise.h"
+#include "lpcd/pipeline/ggml_types.h"
 #include "lpcd/submodules/relax.h"
 
 namespace lpcd::pipeline {
@@ -164,6 +165,47 @@ format::GridSpec grid_of(const QuantizeOptions& o, Role role, const std::string&
   return grid;
 }
 
+// Grids of ggml blocks, and what fell back to another type.
+void plan_blocks(const arch::Model& model, Plan& plan) {
+  const QuantizeOptions& o = plan.options;
+  const TensorTypes types(o.tensor_types);
+  if (o.grid == "int") {
+    if (!o.tensor_types.empty() && o.formats.empty()) {
+      raise(ErrorCode::kBadOption,
+            "--tensor-type is for grids of ggml blocks; add --format gguf:q4_k_m");
+    }
+    return;
+  }
+  if (!o.bits_for.empty() || o.mlp_bits != 0 || o.mlp_group_size != 0) {
+    raise(ErrorCode::kBadOption,
+          "--bits-for, --mlp-bits and --mlp-group-size are for integer grids; use --tensor-type "
+          "PATTERN=TYPE");
+  }
+  if (plan.solver.reference) {
+    raise(ErrorCode::kBadOption, "--preset onecomp has no grids of ggml blocks; leave it out");
+  }
+  const format::Recipe recipe = parse_recipe(o.grid);
+  types.check_used(model);
+  std::map<std::string, int> fallbacks;
+  for (auto& block : plan.layers) {
+    for (LayerPlan& layer : block) {
+      const auto b = static_cast<int64_t>(&block - plan.layers.data());
+      const DType type = ggml_type_of(model, recipe, types, layer.role, b);
+      layer.grid = format::GridSpec::of_block(type);
+      format::TensorPlace place = place_of(model.config(), layer.role, b);
+      const int64_t cols = place.cols;
+      place.cols = 0;  // divisible by anything
+      const DType wanted = recipe.type(place);
+      if (types.find(model, layer.role, b) || wanted == type) continue;
+      ++fallbacks[fmt::format("rows of {} hold no {} blocks: {} as llama-quantize does", cols,
+                              dtype_info(wanted).name, dtype_info(type).name)];
+    }
+  }
+  for (const auto& [text, count] : fallbacks) {
+    plan.notes.push_back(fmt::format("{}, in {} layers", text, count));
+  }
+}
+
 void plan_layers(const arch::Model& model, Plan& plan) {
   const QuantizeOptions& o = plan.options;
   std::vector<std::pair<std::string, int>> bits_for;
@@ -195,10 +237,15 @@ void plan_layers(const arch::Model& model, Plan& plan) {
       for (size_t i = 0; i < bits_for.size(); ++i) {
         if (fnmatch(bits_for[i].first.c_str(), layer.name.c_str(), 0) == 0) pattern_used[i] = true;
       }
-      const auto shape = model.config().shape(role);
+      block.push_back(std::move(layer));
+    }
+  }
+  plan_blocks(model, plan);
+  for (const auto& block : plan.layers) {
+    for (const LayerPlan& layer : block) {
+      const auto shape = model.config().shape(layer.role);
       plan.quantized_bytes += static_cast<uint64_t>(layer.grid.bits_per_weight(shape[1]) *
                                                     static_cast<double>(shape[0] * shape[1]) / 8);
-      block.push_back(std::move(layer));
     }
   }
   for (size_t i = 0; i < bits_for.size(); ++i) {
@@ -451,6 +498,7 @@ std::string describe(const Plan& plan, double flops_per_second) {
     }
   }
   for (const auto& [name, count] : others) line("", fmt::format("{} in {} layers", name, count));
+  for (const std::string& note : plan.notes) line("", note);
   line("method", fmt::format("{}, qep {}, lpcd {}, preset {}",
                              EnumNames<Method>::values[static_cast<size_t>(o.method)],
                              o.qep ? "on" : "off", fmt::join(o.lpcd, ","),

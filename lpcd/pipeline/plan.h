@@ -55,6 +55,8 @@ struct Plan {
   bool keep_ffn_activations = false;  ///< else gate and up are computed a second time
   bool activations_on_disk = false;
 
+  std::vector<std::string> notes;  ///< what is done in another way than asked for, and why
+
   uint64_t quantized_bytes = 0;  ///< of the codes, scales and zeros of all layers
   uint64_t disk_bytes =
       0;  ///< at most in the output directory while the run lasts, outputs included

@@ -391,6 +391,151 @@ TEST_F(QuantizeTest, ExportGivesWhatTheRunWouldHaveWritten) {
   EXPECT_EQ(weights("converted"), file_bytes(model_ + "/model.safetensors"));
 }
 
+// GGUF: what the file decodes to is what was computed, in the rows' own order; sizes are as
+// planned.
+TEST_F(QuantizeTest, GgufHoldsWhatWasComputed) {
+  for (const std::string architecture : {"llama", "qwen2", "qwen3"}) {
+    const std::string model = dir_ / architecture;
+    TinyModel{.architecture = architecture,
+              .hidden = 256,
+              .ffn = 288,
+              .heads = 8,
+              .kv_heads = 2,
+              .head_dim = 32,
+              .tied = architecture == "qwen3",
+              .dtype = DType::kBF16}
+        .write(model);
+    for (const std::string format : {"gguf:q2_k", "gguf:q4_k_m", "gguf:q3_k,pure", "gguf:exact"}) {
+      SCOPED_TRACE(architecture + " " + format);
+      QuantizeOptions o = options(architecture + format.substr(5));
+      o.model = model;
+      o.formats = {format};
+      o.method = format == "gguf:q2_k" ? Method::kGptq : Method::kRtn;
+      o.qep = false;
+      o.lpcd = {"none"};
+      o.dry_run = true;
+      const std::string plan = quantize(o, ctx_).plan;
+      o.dry_run = false;
+      const QuantizeResult result = quantize(o, ctx_);
+      ASSERT_EQ(result.outputs.size(), 1U);
+      const arch::Model gguf = bundle::open_model(o.out);
+      EXPECT_EQ(gguf.path(), result.outputs[0]);
+      const pipeline::Journal journal(o.out);
+      const arch::Model original = bundle::open_model(model);
+      for (int64_t b = 0; b < 2; ++b) {
+        for (const auto& [role, q] : journal.read_block(b)) {
+          const Mat expected = q.decode();
+          const Mat got = gguf.read(role, b);
+          for (int64_t i = 0; i < got.size(); ++i) ASSERT_EQ(got.data()[i], expected.data()[i]);
+        }
+        const Mat norm = gguf.read(arch::Role::kAttentionNorm, b);
+        EXPECT_EQ(norm(0, 7), original.read(arch::Role::kAttentionNorm, b)(0, 7));
+      }
+      EXPECT_EQ(gguf.config().head_dim, 32);
+      EXPECT_EQ(gguf.config().rope_theta, original.config().rope_theta);
+      EXPECT_EQ(gguf.config().tied_head, original.config().tied_head);
+      EXPECT_EQ(gguf.config().max_positions, original.config().max_positions);
+      EXPECT_NEAR(gguf.read(arch::Role::kEmbedding, 0)(3, 5),
+                  original.read(arch::Role::kEmbedding, 0)(3, 5), 0.3F);
+      const auto bytes = std::filesystem::file_size(result.outputs[0]);
+      EXPECT_NE(plan.find(format_bytes(bytes)), std::string::npos) << plan;
+      const bool falls_back = format != "gguf:exact";
+      EXPECT_EQ(plan.find("rows of 288 hold no") != std::string::npos, falls_back) << plan;
+    }
+  }
+}
+
+TEST_F(QuantizeTest, GgufIsExportedFromRunsThatHaveItsGrid) {
+  QuantizeOptions o = options("codes");
+  o.bits = 4;
+  quantize(o, ctx_);
+  export_model({.source = o.out, .format = "gguf:exact", .out = dir_ / "exact"}, ctx_);
+  export_model({.source = o.out, .format = "gguf:q4_0", .out = dir_ / "q4_0"}, ctx_);
+  export_model({.source = o.out, .format = "gguf:f32", .out = dir_ / "f32"}, ctx_);
+  export_model({.source = o.out, .format = "ct:4,g32", .out = dir_ / "ct"}, ctx_);
+  const Mat expected = pipeline::Journal(o.out).read_block(1).at(arch::Role::kQ).decode();
+  for (const char* name : {"exact", "q4_0", "f32", "ct"}) {
+    const Mat got = bundle::open_model(dir_ / name).read(arch::Role::kQ, 1);
+    for (int64_t i = 0; i < got.size(); ++i) ASSERT_EQ(got.data()[i], expected.data()[i]) << name;
+  }
+  expect_error(
+      [&] { export_model({.source = o.out, .format = "gguf:q5_0", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadOption, "--format gguf:q5_0 --out DIR makes it");
+  QuantizeOptions k = options("blocks");
+  k.formats = {"gguf:q5_0"};
+  k.method = Method::kRtn;
+  k.qep = false;
+  k.lpcd = {"none"};
+  quantize(k, ctx_);
+  export_model({.source = k.out, .format = "gguf:q5_0", .out = dir_ / "again"}, ctx_);
+  export_model({.source = k.out, .format = "dense:fp32", .out = dir_ / "dense"}, ctx_);
+  EXPECT_EQ(bundle::open_model(dir_ / "again").read(arch::Role::kUp, 0)(3, 4),
+            bundle::open_model(dir_ / "dense").read(arch::Role::kUp, 0)(3, 4));
+  expect_error(
+      [&] { export_model({.source = k.out, .format = "gptq:4,g32", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadOption, "makes it");
+  expect_error(
+      [&] { export_model({.source = model_, .format = "gguf:q4_0", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadOption, "no codes to store");
+  export_model({.source = model_, .format = "gguf:f32", .out = dir_ / "plain"}, ctx_);
+  EXPECT_EQ(bundle::open_model(dir_ / "plain").read(arch::Role::kK, 0)(5, 6),
+            bundle::open_model(model_).read(arch::Role::kK, 0)(5, 6));
+}
+
+TEST_F(QuantizeTest, TensorTypesAndGgufContradictionsAreChecked) {
+  QuantizeOptions o = options("types");
+  o.formats = {"gguf:q4_0"};
+  o.method = Method::kRtn;
+  o.qep = false;
+  o.lpcd = {"none"};
+  o.tensor_types = {"*ffn_down*=q8_0", "token_embd.weight=f16"};
+  quantize(o, ctx_);
+  const arch::Model model = bundle::open_model(o.out);
+  EXPECT_EQ(model.stored(arch::Role::kDown, 1).dtype, DType::kQ8_0);
+  EXPECT_EQ(model.stored(arch::Role::kUp, 1).dtype, DType::kQ4_0);
+  EXPECT_EQ(model.stored(arch::Role::kEmbedding, 0).dtype, DType::kF16);
+  const auto refused = [&](auto change, std::string_view part) {
+    QuantizeOptions bad = options("x");
+    bad.formats = {"gguf:q4_0"};
+    change(bad);
+    expect_error([&] { quantize(bad, ctx_); }, ErrorCode::kBadOption, part);
+  };
+  refused([](auto& b) { b.tensor_types = {"*nothing*=q8_0"}; }, "no matrix matches");
+  refused([](auto& b) { b.tensor_types = {"*ffn_down*=q9"}; }, "must be PATTERN=TYPE");
+  refused([](auto& b) { b.tensor_types = {"*ffn_down*=q4_k"}; }, "Q5_0 would fit");
+  refused([](auto& b) { b.tensor_types = {"*ffn_down*=f16"}; }, "layers cannot stay F16");
+  refused([](auto& b) { b.mlp_bits = 4; }, "use --tensor-type");
+  refused([](auto& b) { b.formats = {"gguf:q4_0", "gptq:4,g32"}; }, "different grids");
+  refused([](auto& b) { b.formats = {"gguf:q4_0", "gguf:q8_0"}; }, "different grids");
+  refused([](auto& b) { b.formats = {"gguf:q7_k"}; }, "is not of the form");
+}
+
+TEST_F(QuantizeTest, LimitsOfTheConsumerAreCheckedBeforeAnyWork) {
+  const auto refused = [&](const char* consumer, const char* format, std::string_view part) {
+    QuantizeOptions o = options("x");
+    o.formats = {format};
+    o.consumer = consumer;
+    expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, part);
+    EXPECT_FALSE(std::filesystem::exists(o.out));
+  };
+  refused("vllm", "gptq:3,g32", "vLLM loads GPTQ only at 4 and 8 bits symmetric; use ct:3,g32");
+  refused("vllm", "gptq:4,g32,asym", "use ct:4,g32,asym");
+  refused("vllm", "ct:4,g16", "groups of 32, 64 or 128");
+  refused("vllm", "gguf:q4_0", "no GGUF");
+  refused("llama.cpp", "gptq:4,g32", "use --format gguf:q4_k_m");
+  refused("gptqmodel", "ct:4,g32", "gptq layout only");
+  refused("transformers", "ct:4,g32,asym", "asymmetric");
+  refused("vlm", "ct:4,g32", "did you mean \"vllm\"");
+  QuantizeOptions o = options("fits");
+  o.formats = {"ct:3,g32"};
+  o.consumer = "vllm";
+  o.bits_for = {"*k_proj*=4"};
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, "vLLM fuses it with");
+  o.bits_for = {"*down_proj*=4"};
+  o.dry_run = true;
+  EXPECT_FALSE(quantize(o, ctx_).plan.empty());
+}
+
 TEST_F(QuantizeTest, ExportNoticesATamperedRun) {
   QuantizeOptions o = options("run");
   quantize(o, ctx_);

@@ -1,0 +1,147 @@
+#include "lpcd/api/consumers.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <set>
+
+#include "lpcd/base/options.h"
+#include "lpcd/base/raise.h"
+
+namespace lpcd::api {
+namespace {
+
+using arch::Role;
+
+std::string family_of(const format::OutputFormat& format) {
+  const std::string text = format.text();
+  return text.substr(0, text.find(':'));
+}
+
+// "3,g64" as compressed-tensors spells it.
+std::string as_ct(const format::GridSpec& grid) {
+  return fmt::format("ct:{},g{}{}", grid.bits, grid.group_size, grid.symmetric ? "" : ",asym");
+}
+
+// All layers of one format against one consumer.
+class Check {
+ public:
+  Check(const arch::Model& model, const pipeline::Plan& plan, const format::OutputFormat& format)
+      : model_(model), plan_(plan), format_(format), family_(family_of(format)) {}
+
+  void vllm() const {
+    allow({"gptq", "ct", "dense"}, "vLLM 0.33 reads no GGUF files", "ct:4,g128");
+    if (family_ == "dense") return;
+    for (const auto& block : plan_.layers) {
+      for (const pipeline::LayerPlan& layer : block) vllm_layer(layer);
+      same(block, {Role::kQ, Role::kK, Role::kV});
+      same(block, {Role::kGate, Role::kUp});
+    }
+  }
+
+  void transformers() const {
+    if (family_ != "ct") return;
+    for (const auto& block : plan_.layers) {
+      for (const pipeline::LayerPlan& layer : block) {
+        if (layer.grid.symmetric) continue;
+        refuse(layer.name, "transformers 5.23 does not load asymmetric compressed-tensors models",
+               "a symmetric grid, or gptq");
+      }
+    }
+  }
+
+  void gptqmodel() const {
+    allow({"gptq"}, "GPTQModel loads the gptq layout only", "gptq:4,g128");
+    for (const auto& block : plan_.layers) {
+      for (const pipeline::LayerPlan& layer : block) {
+        const int64_t g = layer.grid.group_size;
+        if (g != -1 && (g < 16 || g > 1024)) {
+          refuse(layer.name, "GPTQModel takes groups of 16 to 1024, or whole rows", "g128");
+        }
+        const auto shape = model_.config().shape(layer.role);
+        if (shape[0] % 32 != 0 || shape[1] % 32 != 0) {
+          refuse(layer.name,
+                 fmt::format("GPTQModel packs multiples of 32, this layer is {} x {}", shape[0],
+                             shape[1]),
+                 "dense:fp16");
+        }
+      }
+    }
+  }
+
+  void llama_cpp() const { allow({"gguf"}, "llama.cpp loads GGUF files", "gguf:q4_k_m"); }
+
+ private:
+  [[noreturn]] void refuse(const std::string& what, const std::string& why,
+                           const std::string& remedy) const {
+    raise(ErrorCode::kBadOption, "--for: {}: {}; use {}", what, why, remedy);
+  }
+
+  void allow(const std::set<std::string>& families, const std::string& why,
+             const std::string& remedy) const {
+    if (!families.contains(family_)) refuse(format_.text(), why, "--format " + remedy);
+  }
+
+  void vllm_layer(const pipeline::LayerPlan& layer) const {
+    const format::GridSpec& grid = layer.grid;
+    if (family_ == "gptq" && ((grid.bits != 4 && grid.bits != 8) || !grid.symmetric)) {
+      refuse(layer.name, "vLLM loads GPTQ only at 4 and 8 bits symmetric", as_ct(grid));
+    }
+    const int64_t g = grid.group_size;
+    const bool known = g == -1 || g == 32 || g == 64 || g == 128;
+    if (!known) {
+      refuse(layer.name,
+             fmt::format("vLLM's kernels take groups of 32, 64 or 128, or whole rows, "
+                         "not {}",
+                         g),
+             "g128");
+    }
+  }
+
+  // vLLM fuses these layers into one.
+  void same(const std::vector<pipeline::LayerPlan>& block, const std::vector<Role>& roles) const {
+    const pipeline::LayerPlan* first = nullptr;
+    for (const pipeline::LayerPlan& layer : block) {
+      if (std::ranges::find(roles, layer.role) == roles.end()) continue;
+      if (first != nullptr && !(first->grid == layer.grid)) {
+        refuse(layer.name,
+               fmt::format("vLLM fuses it with {}, so both need the same grid", first->name),
+               "the same width for both");
+      }
+      first = &layer;
+    }
+  }
+
+  const arch::Model& model_;
+  const pipeline::Plan& plan_;
+  const format::OutputFormat& format_;
+  std::string family_;
+};
+
+}  // namespace
+
+const std::vector<std::string_view>& consumers() {
+  static const std::vector<std::string_view> kNames = {"vllm", "transformers", "llama.cpp",
+                                                       "gptqmodel"};
+  return kNames;
+}
+
+void check_consumer(const std::string& consumer, const arch::Model& model,
+                    const pipeline::Plan& plan,
+                    const std::vector<std::unique_ptr<format::OutputFormat>>& formats) {
+  if (consumer.empty()) return;
+  if (std::ranges::find(consumers(), consumer) == consumers().end()) {
+    raise(ErrorCode::kBadOption,
+          "--for: unknown program \"{}\", did you mean \"{}\"? Known are: {}", consumer,
+          nearest(consumer, consumers()), fmt::join(consumers(), ", "));
+  }
+  for (const auto& format : formats) {
+    const Check check(model, plan, *format);
+    if (consumer == "vllm") check.vllm();
+    if (consumer == "transformers") check.transformers();
+    if (consumer == "gptqmodel") check.gptqmodel();
+    if (consumer == "llama.cpp") check.llama_cpp();
+  }
+}
+
+}  // namespace lpcd::api
