@@ -81,7 +81,7 @@ with tempfile.TemporaryDirectory() as folder:
             out = work / f"{architecture}{i}"
             format, *options = case.split()
             run(LPCD, "quantize", work / architecture, "--out", out, "--format", format, *options, "--calib", text,
-                "--samples", 16, "--seq-len", 64, "--quiet")  # fmt: skip
+                "--samples", 16, "--seq-len", 64, "--lpcd", "residual", "--quiet")  # fmt: skip
             run(TOOL, "weights", out, work / "weights")
             ours = safetensors_torch.load_file(work / "weights" / "weights.safetensors")
             tensors = safetensors_torch.load_file(out / "model.safetensors")
