@@ -300,10 +300,28 @@ void Journal::remove_state() {
   std::filesystem::remove(directory_ + "/state.bin", ignored);
 }
 
+namespace {
+
+// "options/bits" -> value, for all that is not an object; a list counts as one value.
+void flatten(const Json& json, const std::string& path, Json& flat) {
+  for (const auto& [key, value] : json.items()) {
+    const std::string name = path.empty() ? key : path + "/" + key;
+    if (value.is_object()) {
+      flatten(value, name, flat);
+    } else {
+      flat[name] = value;
+    }
+  }
+}
+
+}  // namespace
+
 void check_same_fingerprint(const Json& stored, const Json& current) {
   std::vector<std::string> differences;
-  const Json flat_stored = stored.flatten();
-  const Json flat_current = current.flatten();
+  Json flat_stored = Json::object();
+  Json flat_current = Json::object();
+  flatten(stored, "", flat_stored);
+  flatten(current, "", flat_current);
   const auto value = [](const Json& json, const std::string& key) {
     return json.contains(key) ? dump_json(json[key]) : std::string("nothing");
   };
@@ -315,8 +333,7 @@ void check_same_fingerprint(const Json& stored, const Json& current) {
   for (const std::string& key : keys) {
     const std::string before = value(flat_stored, key);
     const std::string now = value(flat_current, key);
-    if (before != now)
-      differences.push_back(fmt::format("{} was {}, is {}", key.substr(1), before, now));
+    if (before != now) differences.push_back(fmt::format("{} was {}, is {}", key, before, now));
   }
   if (!differences.empty()) {
     raise(ErrorCode::kResumeMismatch,

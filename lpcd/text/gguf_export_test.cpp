@@ -66,8 +66,8 @@ TEST(ExportVocabulary, ByteLevelBpe) {
   const GgufVocabulary& v = exported->vocabulary;
   EXPECT_EQ(v.model, "gpt2");
   EXPECT_EQ(v.pre, "gpt-2");
-  EXPECT_EQ(v.tokens, (std::vector<std::string>{"a", "b", "ab", "<|end|>", "<tool>", "[PAD5]",
-                                                "[PAD6]"}));
+  EXPECT_EQ(v.tokens,
+            (std::vector<std::string>{"a", "b", "ab", "<|end|>", "<tool>", "[PAD5]", "[PAD6]"}));
   EXPECT_EQ(v.token_types, (std::vector<int64_t>{1, 1, 1, 3, 4, 5, 5}));
   EXPECT_EQ(v.merges, std::vector<std::string>{"a b"});
   EXPECT_EQ(v.eos_id, 3);
