@@ -407,11 +407,7 @@ void BlockRunner::solve_site(Site site, SiteMoments moments) {
       dampings_[role] = solution.damping;
       settle(role);
       record.seconds = seconds_since(start);
-      const auto n = static_cast<double>(original_[role].rows());
-      const auto k = static_cast<double>(original_[role].cols());
-      // Cholesky, inverse, and reading them once; GPTQ; correction.
-      flops += static_cast<double>(plan_.dampings.size()) *
-               (k * k * k + n * k * k * (layer.cross.input ? 5 : 3));
+      flops += solve_flops(plan_, layer, original_[role].rows(), original_[role].cols());
     }
     site_h_ = std::move(h);
     return flops;

@@ -267,18 +267,33 @@ void add_site_flops(const arch::ModelConfig& c, const Plan& plan, Site site, dou
   if (first.cross.input) moments += 2 * tokens * k * k;
   if (first.cross.output != CrossMoments::Output::kNone) moments += 4 * tokens * n * k;
   flops["moments"] += moments;
-  double solve = k * k * k;  // Cholesky, inverse, and reading them once
+  double solve = 0;
   for (const Role role : roles_of(site)) {
-    const auto outputs = static_cast<double>(c.shape(role)[0]);
-    solve += outputs * k * k;  // GPTQ
-    if (first.cross.input) solve += 2 * outputs * k * k;
-    if (first.cross.input || first.cross.output != CrossMoments::Output::kNone)
-      solve += 2 * outputs * k * k;
+    const LayerPlan& layer = plan.layer(0, role);
+    solve += solve_flops(plan, layer, c.shape(role)[0], c.shape(role)[1]);
   }
   flops["solve"] += solve;
 }
 
 }  // namespace
+
+double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs, int64_t inputs) {
+  const QuantizeOptions& o = plan.options;
+  const auto n = static_cast<double>(outputs);
+  const auto k = static_cast<double>(inputs);
+  const int64_t group = layer.grid.group_length(inputs);
+  double per_weight = k;  // GPTQ: each error goes to the columns behind
+  if (o.method == Method::kRtn) per_weight = 0;
+  // Each candidate rounds the group with error feedback inside it.
+  constexpr double kCandidates = 24;
+  if (o.scale_search && group <= 256) per_weight += kCandidates * static_cast<double>(group);
+  // The gradient, then two products per sweep: after the scales and after the codes.
+  if (o.refine > 0 && o.method == Method::kGptq) per_weight += 2 * k * (1 + 2 * o.refine);
+  if (layer.cross.input) per_weight += 2 * k;
+  if (layer.cross.input || layer.cross.output != CrossMoments::Output::kNone) per_weight += 2 * k;
+  const double cholesky = k * k * k;  // with inverse, and reading them once
+  return static_cast<double>(plan.dampings.size()) * (cholesky + n * k * per_weight);
+}
 
 double relax_passes(const QuantizeOptions& options) {
   return options.solver == Solver::kGd ? options.gd_steps : 2 + options.cg_iterations;

@@ -91,6 +91,10 @@ struct Plan {
 [[nodiscard]] Plan make_plan(const arch::Model& model, const QuantizeOptions& options,
                              uint64_t machine_memory);
 
+/// FLOPs of correcting and projecting one layer, all dampings together.
+[[nodiscard]] double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs,
+                                 int64_t inputs);
+
 /// Passes over the calibration sequences that one relaxation takes, in units of curvature().
 [[nodiscard]] double relax_passes(const QuantizeOptions& options);
 

@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Output error of every block, and perplexity, for GPTQ, QEP, residual and LPCD with one projector, and
+for what onecomp computes (--preset onecomp): the LPCD paper's Figure 1 (arXiv 2512.01546).
+
+Errors are ||X_q - X_f||^2 / ||X_f||^2 on the calibration sequences that entered no solve. Runs are kept in
+--work and used again.
+
+  bench/submodules.py --model MODEL.gguf --calib c4.txt --text wiki.test.raw --bits 3,2 --samples 128
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+# A strength that changes nothing makes a run of plain GPTQ carry the original along and measure errors.
+METHODS = {
+    "gptq": ["--qep-strength", "0.000001", "--lpcd", "none"],
+    "qep": ["--lpcd", "none"],
+    "residual": ["--lpcd", "residual"],
+    "lpcd": ["--lpcd", "all"],
+    "onecomp": ["--preset", "onecomp"],
+    "onecomp-all": ["--preset", "onecomp", "--lpcd", "all"],
+}
+COLOURS = {"gptq": "#888888", "qep": "#d08000", "residual": "#2070c0", "lpcd": "#c02020"}
+
+
+def run(*command):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
+    return done.stdout
+
+
+def svg(path, bits, curves):
+    """Error over blocks, one line a method, logarithmic."""
+    import math
+
+    width, height, margin = 640, 400, 60
+    values = [v for curve in curves.values() for v in curve if v > 0]
+    low, high = math.log10(min(values)), math.log10(max(values))
+    count = max(len(c) for c in curves.values())
+    x = lambda i: margin + (width - 2 * margin) * i / max(1, count - 1)
+    y = lambda v: height - margin - (height - 2 * margin) * (math.log10(v) - low) / max(1e-9, high - low)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+           f'font-size="12"><rect width="100%" height="100%" fill="white"/>',
+           f'<text x="{margin}" y="24">Relative error of each block\'s output on held-out text, {bits} bits</text>']  # fmt: skip
+    for power in range(math.floor(low), math.ceil(high) + 1):
+        if low <= power <= high:
+            out.append(f'<line x1="{margin}" x2="{width - margin}" y1="{y(10.0**power):.1f}" y2="{y(10.0**power):.1f}" '
+                       f'stroke="#ddd"/><text x="8" y="{y(10.0**power) + 4:.1f}">1e{power}</text>')  # fmt: skip
+    for n, (name, curve) in enumerate(curves.items()):
+        points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(curve) if v > 0)
+        colour = COLOURS.get(name, "#208020")
+        out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+                   f'<text x="{width - margin - 90}" y="{height - margin - 14 * (len(curves) - n)}" fill="{colour}">'
+                   f"{name}</text>")  # fmt: skip
+    out.append(f'<text x="{width // 2 - 20}" y="{height - 20}">block</text></svg>\n')
+    pathlib.Path(path).write_text("\n".join(out))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--lpcd", default=HERE.parent / "build" / "bin" / "lpcd")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--calib", required=True, help="calibration text")
+    parser.add_argument("--text", required=True, help="text to predict")
+    parser.add_argument("--bits", default="4,3,2")
+    parser.add_argument("--group", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=65536)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--work", default="/tmp/lpcd-submodules")
+    parser.add_argument("--svg", help="write FILE-BITS.svg")
+    args, extra = parser.parse_known_args()  # the rest goes to quantize
+
+    work = pathlib.Path(args.work)
+    work.mkdir(parents=True, exist_ok=True)
+    for bits in args.bits.split(","):
+        curves = {}
+        print(f"{os.path.basename(args.model)}, {bits} bits, groups of {args.group}, {args.samples} x {args.seq_len} "
+              f"tokens of {os.path.basename(args.calib)}, perplexity on the first {args.max_tokens} tokens of "
+              f"{os.path.basename(args.text)}")  # fmt: skip
+        rows = []
+        original = None
+        for name in args.methods.split(","):
+            tag = "-".join([name, bits, str(args.group), str(args.samples), str(args.seed), *extra])
+            out = work / "".join(c if c.isalnum() else "_" for c in tag)
+            run(args.lpcd, "quantize", args.model, "--out", out, "--format", f"gptq:{bits},g{args.group}", "--calib",
+                args.calib, "--samples", args.samples, "--seq-len", args.seq_len, "--seed", args.seed, "--quiet",
+                "--resume", *METHODS[name], *extra)  # fmt: skip
+            report = out / "eval.json"
+            if not report.exists():
+                report.write_text(run(args.lpcd, "eval", out, "--reference", args.model, "--ppl", args.text,
+                                      "--max-tokens", args.max_tokens, "--seq-len", args.seq_len, "--json",
+                                      "--quiet"))  # fmt: skip
+            result = json.loads(report.read_text())
+            record = json.loads((out / "record.json").read_text())
+            original = result["reference"]["perplexity"]
+            errors = [b.get("held_out_error", 0) for b in record["blocks"]]
+            if any(errors):
+                curves[name] = errors
+            cost = record["cost"]
+            rows.append((name, result["perplexity"], result["reference"]["kl_mean"], errors[len(errors) // 2],
+                         errors[-1], cost["total_seconds"], cost["peak_memory_bytes"]))  # fmt: skip
+        print("| method | perplexity | excess | KL divergence | error, middle block | error, last block | time | memory |")
+        print("|---|---|---|---|---|---|---|---|")
+        print(f"| original | {original:.2f} | | | | | | |")
+        for name, ppl, kl, middle, last, seconds, peak in rows:
+            error = lambda e: f"{e:.5f}" if e else ""
+            print(f"| {name} | {ppl:.2f} | {ppl - original:.2f} | {kl:.4f} | {error(middle)} | {error(last)} "
+                  f"| {seconds:.0f} s | {peak / 2**20:.0f} MiB |")  # fmt: skip
+        if "lpcd" in curves and len(curves) > 1:
+            others = [c for n, c in curves.items() if n != "lpcd"]
+            lowest = sum(all(e <= c[i] for c in others) for i, e in enumerate(curves["lpcd"]))
+            print(f"lpcd is the lowest curve in {lowest} of {len(curves['lpcd'])} blocks")
+        if args.svg and curves:
+            svg(f"{args.svg}-{bits}.svg", bits, curves)
+
+
+if __name__ == "__main__":
+    main()
