@@ -137,7 +137,7 @@ std::vector<Wide> read_numbers(Cursor& in, std::string_view what) {
   for (uint64_t i = 0; i < count; ++i) {
     Stored stored;
     std::memcpy(&stored, p + i * sizeof(Stored), sizeof(Stored));
-    values[i] = static_cast<Wide>(stored);
+    values[i] = static_cast<Wide>(stored);  // NOLINT(bugprone-signed-char-misuse): int8 is meant
   }
   return values;
 }
