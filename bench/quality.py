@@ -14,11 +14,15 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 
+# The methods as their papers have them: no searched scales, no refinement, nothing held out, and the
+# strengths and the damping of the reference package.
+PLAIN = ["--scale-search", "off", "--refine", "0", "--holdout", "0", "--percdamp", "0.01", "--qep-strength", "0.5",
+         "--qep-exclude", "down_proj", "--lpcd-strength", "0.5"]  # fmt: skip
 METHODS = {
-    "RTN": ["--method", "rtn", "--qep", "off", "--lpcd", "none"],
-    "GPTQ": ["--qep", "off", "--lpcd", "none"],
-    "GPTQ + QEP": ["--qep", "on", "--lpcd", "none"],
-    "GPTQ + QEP + residual": ["--qep", "on", "--lpcd", "residual"],
+    "RTN": [*PLAIN, "--method", "rtn", "--qep", "off", "--lpcd", "none"],
+    "GPTQ": [*PLAIN, "--qep", "off", "--lpcd", "none"],
+    "GPTQ + QEP": [*PLAIN, "--qep", "on", "--lpcd", "none"],
+    "GPTQ + QEP + residual": [*PLAIN, "--qep", "on", "--lpcd", "residual"],
 }
 
 
