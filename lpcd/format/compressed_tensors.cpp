@@ -128,7 +128,7 @@ class CompressedTensors final : public OutputFormat {
 
 std::vector<uint32_t> words_of(std::span<const std::byte> bytes) {
   std::vector<uint32_t> words(bytes.size() / 4);
-  std::memcpy(words.data(), bytes.data(), words.size() * 4);
+  if (!words.empty()) std::memcpy(words.data(), bytes.data(), words.size() * 4);
   return words;
 }
 
