@@ -25,11 +25,15 @@ quantize_as() {
   say "$title"
   echo "  ${command[*]}"
   if [ -f "$out/record.json" ]; then
-    "${command[@]}" --resume --quiet >/dev/null && echo "  (there already)" && return 0
+    "${command[@]}" --resume --quiet >demo/log 2>&1 && echo "  (there already)" && return 0
   else
+    : >demo/log
     "${command[@]}" --resume && return 0
   fi || status=$?
-  [ "$status" = 2 ] && [ -d "$out/.lpcd" ] || exit "$status"
+  if [ "$status" != 2 ] || [ ! -d "$out/.lpcd" ]; then
+    cat demo/log >&2
+    exit "$status"
+  fi
   echo "  what is there was made with other settings: starting again"
   rm -rf "$out"
   "${command[@]}"
