@@ -136,6 +136,7 @@ void measure_perplexity(const RunContext& ctx, const arch::Model& model,
 std::vector<eval::Task> read_tasks(const EvaluateOptions& o, const arch::Model& model,
                                    const std::optional<text::Tokenizer>& tokenizer) {
   std::vector<eval::Task> tasks;
+  tasks.reserve(o.tasks.size());
   for (const std::string& path : o.tasks) tasks.push_back(eval::read_task(path, o.task_limit));
   if (!tasks.empty() && !tokenizer) {
     raise(ErrorCode::kBadModel, "{}: no tokenizer, which --tasks needs; put tokenizer.json there",

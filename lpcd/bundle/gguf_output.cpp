@@ -199,8 +199,8 @@ class TensorList {
         model_.architecture().gguf_permutes_qk() &&
         (role == Role::kQ || role == Role::kK || role == Role::kQBias || role == Role::kKBias);
     const auto in_order = [permuted, rows = shape[0],
-                           d = model_.config().head_dim](std::vector<std::byte> bytes) {
-      return permuted ? interleave_rows(bytes, rows, d) : bytes;
+                           d = model_.config().head_dim](std::vector<std::byte>&& bytes) {
+      return permuted ? interleave_rows(bytes, rows, d) : std::move(bytes);
     };
     if (arch::is_linear_role(role) && contents_.read_layer) {
       const format::GridSpec grid = contents_.grid_of(block, role);

@@ -25,7 +25,8 @@ inline void put_field(uint32_t* words, int64_t stride, int bits, int64_t i, uint
   const int64_t word = bit / kWordBits;
   const auto shift = static_cast<int>(bit % kWordBits);
   words[word * stride] |= value << shift;
-  if (shift + bits > kWordBits) words[(word + 1) * stride] |= value >> (kWordBits - shift);
+  if (shift + bits > kWordBits)
+    words[(word + 1) * stride] |= value >> ((kWordBits - shift) % kWordBits);
 }
 
 [[nodiscard]] inline uint32_t get_field(const uint32_t* words, int64_t stride, int bits,
@@ -34,7 +35,8 @@ inline void put_field(uint32_t* words, int64_t stride, int bits, int64_t i, uint
   const int64_t word = bit / kWordBits;
   const auto shift = static_cast<int>(bit % kWordBits);
   uint32_t value = words[word * stride] >> shift;
-  if (shift + bits > kWordBits) value |= words[(word + 1) * stride] << (kWordBits - shift);
+  if (shift + bits > kWordBits)
+    value |= words[(word + 1) * stride] << ((kWordBits - shift) % kWordBits);
   return value & ((1U << bits) - 1U);
 }
 

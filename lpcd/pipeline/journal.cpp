@@ -305,7 +305,7 @@ namespace {
 // "options/bits" -> value, for all that is not an object; a list counts as one value.
 void flatten(const Json& json, const std::string& path, Json& flat) {
   for (const auto& [key, value] : json.items()) {
-    const std::string name = path.empty() ? key : path + "/" + key;
+    const std::string name = path.empty() ? key : fmt::format("{}/{}", path, key);
     if (value.is_object()) {
       flatten(value, name, flat);
     } else {

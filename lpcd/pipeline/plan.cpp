@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <fstream>
 #include <numeric>
 
@@ -28,6 +29,7 @@ bool is_ffn(Role role) { return role == Role::kGate || role == Role::kUp || role
 
 std::vector<std::string> layer_names() {
   std::vector<std::string> names;
+  names.reserve(arch::kLinearRoles.size());
   for (const Role role : arch::kLinearRoles) names.emplace_back(arch::role_name(role));
   return names;
 }
@@ -209,6 +211,7 @@ void plan_blocks(const arch::Model& model, Plan& plan) {
 void plan_layers(const arch::Model& model, Plan& plan) {
   const QuantizeOptions& o = plan.options;
   std::vector<std::pair<std::string, int>> bits_for;
+  bits_for.reserve(o.bits_for.size());
   for (const std::string& text : o.bits_for) bits_for.push_back(parse_bits_for(text));
   const Chosen chosen = chosen_submodules(o);
   plan.coupled = chosen.coupled;
@@ -442,14 +445,14 @@ void plan_held_out(Plan& plan) {
     plan.dampings.resize(1);
     return;
   }
-  const auto count = static_cast<int64_t>(share * static_cast<double>(plan.sequences) + 0.5);
-  plan.held_out_sequences = std::clamp<int64_t>(count, 1, plan.sequences - 1);
   if (plan.sequences < 2) {
-    raise(
-        ErrorCode::kBadOption,
-        "--holdout {} needs at least 2 calibration sequences; raise --samples, or give --holdout 0",
-        share);
+    raise(ErrorCode::kBadOption,
+          "--holdout {} needs at least 2 calibration sequences; raise --samples, or give "
+          "--holdout 0",
+          share);
   }
+  const int64_t count = std::llround(share * static_cast<double>(plan.sequences));
+  plan.held_out_sequences = std::clamp<int64_t>(count, 1, plan.sequences - 1);
 }
 
 }  // namespace

@@ -358,6 +358,14 @@ TEST_F(QuantizeTest, TooLittleMemoryIsSaidBeforeAnyWork) {
   EXPECT_FALSE(std::filesystem::exists(o.out));
 }
 
+TEST_F(QuantizeTest, NothingCanBeHeldOutOfOneSequence) {
+  QuantizeOptions o = options("out");
+  o.samples = 1;
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, "or give --holdout 0");
+  o.holdout = 0;
+  EXPECT_NO_THROW(quantize(o, ctx_));
+}
+
 TEST_F(QuantizeTest, ShortCalibrationTextIsSaidWithNumbers) {
   QuantizeOptions o = options("out");
   o.samples = 100000;
