@@ -49,7 +49,9 @@ void SymmetricTrials(const float* w, int64_t stride, const float* weights, int64
     const Vf safe = hn::IfThenElse(empty, hn::Set(d, 1.0F), extreme);
     Vf best = load(gain);
     Vf best_scale = load(scale);
-    for (float t = first; t < last; t += step) {
+    const auto steps = static_cast<int>(std::ceil((last - first) / step));
+    for (int i = 0; i < steps; ++i) {
+      const float t = first + static_cast<float>(i) * step;
       const Vf inverse = hn::Div(hn::Set(d, reach < 0 ? reach - t : reach + t), safe);
       Vf xq = zero;
       Vf qq = zero;
@@ -144,7 +146,9 @@ void OffsetTrials(const float* w, int64_t stride, const float* weights, int64_t 
       best_scale = hn::IfThenElse(better, s, best_scale);
       best_offset = hn::IfThenElse(better, m, best_offset);
     };
-    for (float t = first; t < last; t += step) {
+    const auto steps = static_cast<int>(std::ceil((last - first) / step));
+    for (int i = 0; i < steps; ++i) {
+      const float t = first + static_cast<float>(i) * step;
       trial(low, hn::Div(hn::Set(d, max_code + t), safe));
     }
     for (int round = 0; round < 2; ++round) {  // codes for the best scale and offset so far
