@@ -202,8 +202,8 @@ Mat descend_with_adam(const RunContext& ctx, const Coupled& coupled, Role role,
     source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
       descent.set_zero();
       (void)coupled.descent(ctx, chunk, w, role, descent);
-      const double outputs =
-          coupled.outputs_per_sequence() * static_cast<double>(chunk.x_q.rows() / source.seq_len());
+      const int64_t in_chunk = chunk.x_q.rows() / source.seq_len();
+      const double outputs = coupled.outputs_per_sequence() * static_cast<double>(in_chunk);
       add_scaled(-2.0 / outputs / static_cast<double>(chunks_per_step), descent, gradient);
       if (++chunk_index % chunks_per_step != 0) return;
       const double rate = rate_at(step++);
