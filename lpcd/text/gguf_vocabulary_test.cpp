@@ -188,7 +188,8 @@ TEST(GgufVocabulary, DamagedVocabulariesAreReadOrRefused) {
     try {
       const Tokenizer tokenizer = from_vocabulary(v, "v");
       (void)tokenizer.decode(tokenizer.encode(" ab\n12 <s>é", SpecialTokens::kAdd));
-    } catch (const Error&) {
+    } catch (const Error& error) {
+      EXPECT_FALSE(error.message().empty());
     }
   }
 }
