@@ -1,0 +1,184 @@
+#include <algorithm>
+
+#include "lpcd/base/raise.h"
+#include "lpcd/pipeline/block_runner.h"
+#include "lpcd/submodules/sums.h"
+
+// The part of BlockRunner that relaxes submodules of several layers and keeps what is better.
+
+namespace lpcd::pipeline {
+
+using arch::Role;
+using submodules::Half;
+using submodules::Part;
+
+void BlockRunner::descend_on(const submodules::CoupledInfo& info,
+                             const submodules::SequenceSource& source) {
+  const auto coupled =
+      (plan_.solver.reference ? info.make_reference : info.make)(forward_, original_);
+  if (plan_.keep_ffn_activations) coupled->set_cache(&ffn_out_);  // not in use yet
+  const submodules::Energies energies =
+      submodules::measure_energies(ctx_, *coupled, source, quantized_);
+  const bool judged = plan_.held_out_sequences > 0;
+  // Layers behind those in work, and those that another submodule will visit, at their real-valued
+  // weights.
+  std::map<Role, Mat> decided;
+  const auto set_real = [&](Role role) {
+    auto target = targets_.find(role);
+    const Mat& real = target != targets_.end() ? target->second : original_[role];
+    decided.insert_or_assign(role, std::move(quantized_[role]));
+    quantized_[role] = real.clone();
+  };
+  const bool attention = info.half == Half::kAttention;
+  quantized_[attention ? Role::kO : Role::kDown] =
+      original_[attention ? Role::kO : Role::kDown].clone();
+  bool passed = false;
+  for (const submodules::CoupledInfo* other : plan_.coupled) {
+    if (other == &info) passed = true;
+    if (other->half != info.half || !passed) continue;
+    for (const Role role : other->relaxed) set_real(role);
+  }
+
+  std::map<Role, format::QuantizedMatrix> baseline;
+  for (const Role role : info.relaxed) {
+    if (judged) baseline.emplace(role, layers_.at(role).clone());
+  }
+  for (int cycle = 0; cycle < plan_.options.alt_steps; ++cycle) {
+    for (const Role role : info.relaxed) {
+      with_context(records_[role].name, [&] {
+        if (plan_.solver.reference) {
+          relax_as_reference(info, *coupled, source, energies, role);
+        } else {
+          relax_layer(info, *coupled, source, energies, role, cycle);
+        }
+      });
+      decided.erase(role);
+    }
+  }
+  // One by one each layer is at least as good as its baseline; together they may not be.
+  if (judged && info.relaxed.size() > 1) {
+    const double together =
+        submodules::relative_error(ctx_, *coupled, source, Part::kHeldOut, energies, quantized_);
+    arch::BlockWeights before;
+    for (const Role role : info.relaxed) {
+      before[role] = std::move(quantized_[role]);
+      quantized_[role] = baseline.at(role).decode();
+    }
+    if (submodules::relative_error(ctx_, *coupled, source, Part::kHeldOut, energies, quantized_) <
+        together) {
+      for (const Role role : info.relaxed) {
+        layers_.insert_or_assign(role, std::move(baseline.at(role)));
+      }
+      record_->rolled_back.emplace_back(info.name);
+    } else {
+      for (const Role role : info.relaxed) quantized_[role] = std::move(before[role]);
+    }
+  }
+  for (auto& [role, weight] : decided) quantized_[role] = std::move(weight);
+  if (plan_.solver.reference) return;
+  for (const Role role : info.relaxed) settle(role);
+}
+
+void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
+                              const submodules::Coupled& coupled,
+                              const submodules::SequenceSource& source,
+                              const submodules::Energies& energies, Role role, int cycle) {
+  const LayerPlan& layer = plan_.layer(block_, role);
+  const bool judged = plan_.held_out_sequences > 0;
+  report::RelaxationRecord record{.submodule = std::string(info.name), .cycle = cycle};
+  quantized_[role] = targets_.at(role).clone();
+  const submodules::Factors factors =
+      submodules::measure_factors(ctx_, coupled, role, source, quantized_);
+  const double damping = dampings_.at(role);
+  const submodules::Relaxed relaxed = submodules::relax(
+      ctx_, coupled, role, source, quantized_, factors, energies,
+      {.adam = plan_.options.solver == Solver::kGd,
+       .adam_options = adam_options(),
+       .iterations = plan_.options.cg_iterations,
+       .ridge = damping,
+       .strength = plan_.solver.lpcd_strength.value_or(submodules::kDefaultStrength)});
+  const double strength = plan_.solver.lpcd_strength.value_or(relaxed.strength);
+  record.strength = strength;
+  record.objective_before = relaxed.objective_before;
+  record.objective_relaxed = relaxed.objective_relaxed;
+  record.residual = relaxed.residual;
+  Mat target = targets_.at(role).clone();
+  for (int64_t i = 0; i < target.size(); ++i) {
+    target.data()[i] += static_cast<float>(strength) * relaxed.step.data()[i];
+  }
+
+  const auto error_of = [&](const format::QuantizedMatrix& q) {
+    quantized_[role] = q.decode();
+    return judged ? submodules::relative_error(ctx_, coupled, source, Part::kHeldOut, energies,
+                                               quantized_)
+                  : 0.0;
+  };
+  record.baseline = error_of(layers_.at(role));
+  record.projected = record.baseline;
+  const auto consider = [&](ConstView wanted, double share, const solve::Metric& metric,
+                            const char* metric_name, const char* target_name) {
+    format::QuantizedMatrix q = project(layer, wanted, metric);
+    const double error = error_of(q);
+    record.candidates.push_back({.target = target_name,
+                                 .metric = metric_name,
+                                 .percdamp = damping,
+                                 .strength = share,
+                                 .held_out = error});
+    if (!judged || error < record.projected) {
+      for (report::Candidate& c : record.candidates) c.chosen = false;
+      record.candidates.back().chosen = true;
+      record.projected = error;
+      layers_.insert_or_assign(role, std::move(q));
+    }
+  };
+  solve::Metric inputs = metric_of(std::move(site_h_), damping);
+  if (strength > 0 || !judged) consider(target, strength, inputs, "inputs", "submodule");
+  site_h_ = std::move(inputs.h);
+  if (plan_.options.own_metric) {
+    const solve::Metric own = metric_of(factors.input.clone(), damping);
+    if (judged) consider(targets_.at(role), 0, own, "submodule", "layer");
+    if (strength > 0 || !judged) consider(target, strength, own, "submodule", "submodule");
+  }
+  quantized_[role] = layers_.at(role).decode();
+  targets_.insert_or_assign(role, std::move(target));
+  records_[role].relaxations.push_back(std::move(record));
+}
+
+submodules::AdamOptions BlockRunner::adam_options() const {
+  return {.epochs = plan_.options.gd_steps,
+          .batch = plan_.options.gd_batch_size,
+          .base_rate = plan_.options.gd_base_lr};
+}
+
+// One layer after the other: relaxed from its original weight, blended with it, projected; kept
+// even if it got worse.
+void BlockRunner::relax_as_reference(const submodules::CoupledInfo& info,
+                                     const submodules::Coupled& coupled,
+                                     const submodules::SequenceSource& source,
+                                     const submodules::Energies& energies, Role role) {
+  report::RelaxationRecord record{.submodule = std::string(info.name)};
+  const double strength = plan_.solver.lpcd_strength.value_or(submodules::kDefaultStrength);
+  const auto error = [&] {
+    return submodules::relative_error(ctx_, coupled, source, Part::kSolve, energies, quantized_);
+  };
+  record.strength = strength;
+  record.objective_before = error();
+  Mat target =
+      submodules::descend_with_adam(ctx_, coupled, role, source, quantized_, adam_options());
+  const auto s = static_cast<float>(strength);
+  for (int64_t i = 0; i < target.size(); ++i) {
+    target.data()[i] = (1.0F - s) * original_[role].data()[i] + s * target.data()[i];
+  }
+  quantized_[role] = std::move(target);
+  record.objective_relaxed = error();
+  solve::Metric metric = metric_of(std::move(site_h_), plan_.dampings.front());
+  records_[role].damping = metric.factor.lambda;
+  layers_.insert_or_assign(role, project(plan_.layer(block_, role), quantized_[role], metric));
+  site_h_ = std::move(metric.h);
+  quantized_[role] = layers_.at(role).decode();
+  record.projected = error();
+  records_[role].relaxations.push_back(std::move(record));
+  settle(role);  // the layers behind it see what the observer made of it
+}
+
+}  // namespace lpcd::pipeline
