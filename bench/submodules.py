@@ -2,20 +2,19 @@
 """Output error of every block, and perplexity, for GPTQ, QEP, residual and LPCD with one projector, and
 for what onecomp computes (--preset onecomp): the LPCD paper's Figure 1 (arXiv 2512.01546).
 
-Errors are ||X_q - X_f||^2 / ||X_f||^2 on the calibration sequences that entered no solve. Runs are kept in
---work and used again.
+Errors are ||X_q - X_f||^2 / ||X_f||^2 on the calibration sequences that entered no solve; errors per token
+are means of |x_q / |x_q| - x_f / |x_f||^2, which is what the next norm sees of them. Runs are kept in --work
+and used again.
 
   bench/submodules.py --model MODEL.gguf --calib c4.txt --text wiki.test.raw --bits 3,2 --samples 128
 """
 
 import argparse
-import json
+import math
 import os
 import pathlib
-import subprocess
-import sys
 
-HERE = pathlib.Path(__file__).resolve().parent
+import runs
 
 # A strength that changes nothing makes a run of plain GPTQ carry the original along and measure errors.
 METHODS = {
@@ -29,17 +28,8 @@ METHODS = {
 COLOURS = {"gptq": "#888888", "qep": "#d08000", "residual": "#2070c0", "lpcd": "#c02020"}
 
 
-def run(*command):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
-    return done.stdout
-
-
 def svg(path, bits, curves):
     """Error over blocks, one line a method, logarithmic."""
-    import math
-
     width, height, margin = 640, 400, 60
     values = [v for curve in curves.values() for v in curve if v > 0]
     low, high = math.log10(min(values)), math.log10(max(values))
@@ -48,7 +38,7 @@ def svg(path, bits, curves):
     y = lambda v: height - margin - (height - 2 * margin) * (math.log10(v) - low) / max(1e-9, high - low)
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
            f'font-size="12"><rect width="100%" height="100%" fill="white"/>',
-           f'<text x="{margin}" y="24">Relative error of each block\'s output on held-out text, {bits} bits</text>']  # fmt: skip
+           f'<text x="{margin}" y="24">Error per token of each block\'s output on held-out text, {bits} bits</text>']  # fmt: skip
     for power in range(math.floor(low), math.ceil(high) + 1):
         if low <= power <= high:
             out.append(f'<line x1="{margin}" x2="{width - margin}" y1="{y(10.0**power):.1f}" y2="{y(10.0**power):.1f}" '
@@ -65,63 +55,52 @@ def svg(path, bits, curves):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--lpcd", default=HERE.parent / "build" / "bin" / "lpcd")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--calib", required=True, help="calibration text")
+    runs.add_arguments(parser)
     parser.add_argument("--text", required=True, help="text to predict")
     parser.add_argument("--bits", default="4,3,2")
-    parser.add_argument("--group", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=65536)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--work", default="/tmp/lpcd-submodules")
     parser.add_argument("--svg", help="write FILE-BITS.svg")
     args, extra = parser.parse_known_args()  # the rest goes to quantize
 
-    work = pathlib.Path(args.work)
-    work.mkdir(parents=True, exist_ok=True)
+    kept = runs.Runs(args)
     for bits in args.bits.split(","):
-        curves = {}
+        curves, token_curves = {}, {}
         print(f"{os.path.basename(args.model)}, {bits} bits, groups of {args.group}, {args.samples} x {args.seq_len} "
               f"tokens of {os.path.basename(args.calib)}, perplexity on the first {args.max_tokens} tokens of "
               f"{os.path.basename(args.text)}")  # fmt: skip
         rows = []
         original = None
         for name in args.methods.split(","):
-            tag = "-".join([name, bits, str(args.group), str(args.samples), str(args.seed), *extra])
-            out = work / "".join(c if c.isalnum() else "_" for c in tag)
-            run(args.lpcd, "quantize", args.model, "--out", out, "--format", f"gptq:{bits},g{args.group}", "--calib",
-                args.calib, "--samples", args.samples, "--seq-len", args.seq_len, "--seed", args.seed, "--quiet",
-                "--resume", *METHODS[name], *extra)  # fmt: skip
-            report = out / "eval.json"
-            if not report.exists():
-                report.write_text(run(args.lpcd, "eval", out, "--reference", args.model, "--ppl", args.text,
-                                      "--max-tokens", args.max_tokens, "--seq-len", args.seq_len, "--json",
-                                      "--quiet"))  # fmt: skip
-            result = json.loads(report.read_text())
-            record = json.loads((out / "record.json").read_text())
+            out = kept.quantize(name, bits, METHODS[name], extra)
+            result = kept.divergence(out, args.text, args.max_tokens)
+            record = runs.record_of(out)
             original = result["reference"]["perplexity"]
             errors = [b.get("held_out_error", 0) for b in record["blocks"]]
+            angles = [b.get("held_out_token_error", 0) for b in record["blocks"]]
             if any(errors):
                 curves[name] = errors
+                token_curves[name] = angles
             cost = record["cost"]
             rows.append((name, result["perplexity"], result["reference"]["kl_mean"], errors[len(errors) // 2],
-                         errors[-1], cost["total_seconds"], cost["peak_memory_bytes"]))  # fmt: skip
-        print("| method | perplexity | excess | KL divergence | error, middle block | error, last block | time | memory |")
-        print("|---|---|---|---|---|---|---|---|")
-        print(f"| original | {original:.2f} | | | | | | |")
-        for name, ppl, kl, middle, last, seconds, peak in rows:
+                         errors[-1], angles[-1], cost["total_seconds"], cost["peak_memory_bytes"]))  # fmt: skip
+        print("| method | perplexity | excess | KL divergence | error, middle block | error, last block "
+              "| per token, last block | time | memory |")  # fmt: skip
+        print("|---|---|---|---|---|---|---|---|---|")
+        print(f"| original | {original:.2f} | | | | | | | |")
+        for name, ppl, kl, middle, last, token, seconds, peak in rows:
             error = lambda e: f"{e:.5f}" if e else ""
-            print(f"| {name} | {ppl:.2f} | {ppl - original:.2f} | {kl:.4f} | {error(middle)} | {error(last)} "
+            print(f"| {name} | {ppl:.2f} | {ppl - original:.2f} | {kl:.4f} | {error(middle)} | {error(last)} | {error(token)} "
                   f"| {seconds:.0f} s | {peak / 2**20:.0f} MiB |")  # fmt: skip
-        if "lpcd" in curves and len(curves) > 1:
-            others = [c for n, c in curves.items() if n != "lpcd"]
-            lowest = sum(all(e <= c[i] for c in others) for i, e in enumerate(curves["lpcd"]))
-            print(f"lpcd is the lowest curve in {lowest} of {len(curves['lpcd'])} blocks")
+        for what, of in [("errors", curves), ("errors per token", token_curves)]:
+            if "lpcd" in of and len(of) > 1:
+                others = [c for n, c in of.items() if n != "lpcd"]
+                lowest = sum(all(e <= c[i] for c in others) for i, e in enumerate(of["lpcd"]))
+                print(f"{what}: lpcd is the lowest curve in {lowest} of {len(of['lpcd'])} blocks; at the last block "
+                      + ", ".join(f"{of['lpcd'][-1] / c[-1] - 1:+.1%} against {n}" for n, c in of.items()
+                                  if n != "lpcd"))  # fmt: skip
         if args.svg and curves:
-            svg(f"{args.svg}-{bits}.svg", bits, curves)
+            svg(f"{args.svg}-{bits}.svg", bits, token_curves)
 
 
 if __name__ == "__main__":

@@ -90,20 +90,26 @@ class Comparison:
                                 lambda p: self.tool("quantize", f16, p, kind))  # fmt: skip
             weighted = self.cached(self.work / f"imatrix-{kind}.gguf",
                                    lambda p: self.tool("quantize", "--imatrix", imatrix, f16, p, kind))  # fmt: skip
+            files = [("llama-quantize", plain), ("llama-quantize, imatrix", weighted)]
             folder = self.work / f"lpcd-{kind}"
-            if not folder.exists():
-                run(self.o.lpcd, "quantize", self.o.model, "--format", f"gguf:{kind.lower()}", "--out", folder,
-                    "--calib", self.o.calib, "--samples", self.o.samples, "--seq-len", self.o.seq_len, "--for",
-                    "llama.cpp", "--quiet", *self.o.options.split())  # fmt: skip
-            ours = only_file(folder)
-            self.tool("completion", "-m", ours, "--check-tensors", "-p", "The", "-n", 8, "-no-cnv", "-t",
-                      self.o.threads)  # fmt: skip
-            if tensor_types(self.o.lpcd, ours) != tensor_types(self.o.lpcd, plain):
-                print(f"note: {kind}: the types per tensor differ", file=sys.stderr)
-            for name, path in [("llama-quantize", plain), ("llama-quantize, imatrix", weighted), ("lpcd", ours)]:
+            if not self.o.baselines:
+                files.append(("lpcd", self.ours(kind, folder, plain)))
+            for name, path in files:
                 m = self.measure(path, base)
                 print(f"| {kind} | {name} | {m['bytes']} | {m['ppl']:.4f} | {m['excess']:.2%} | "
                       f"{m['kl']:.5f} | {m['top1']:.2f} % |", flush=True)  # fmt: skip
+
+    def ours(self, kind, folder, plain):
+        if not folder.exists():
+            run(self.o.lpcd, "quantize", self.o.model, "--format", f"gguf:{kind.lower()}", "--out", folder,
+                "--calib", self.o.calib, "--samples", self.o.samples, "--seq-len", self.o.seq_len, "--for",
+                "llama.cpp", "--quiet", *self.o.options.split())  # fmt: skip
+        ours = only_file(folder)
+        self.tool("completion", "-m", ours, "--check-tensors", "-p", "The", "-n", 8, "-no-cnv", "-t",
+                  self.o.threads)  # fmt: skip
+        if tensor_types(self.o.lpcd, ours) != tensor_types(self.o.lpcd, plain):
+            print(f"note: {kind}: the types per tensor differ", file=sys.stderr)
+        return ours
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,5 +124,6 @@ parser.add_argument("--seq-len", type=int, default=512)
 parser.add_argument("--chunks", type=int, default=64, help="windows of --text that are measured")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--options", default="", help="more options for lpcd quantize")
+parser.add_argument("--baselines", action="store_true", help="measure llama-quantize's files only")
 parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("vs_llama_quantize"))
 Comparison(parser.parse_args()).run()

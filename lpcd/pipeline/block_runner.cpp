@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
 #include "lpcd/base/raise.h"
 #include "lpcd/submodules/relax.h"
@@ -41,11 +42,18 @@ class StreamSource final : public submodules::SequenceSource {
   void for_chunks(
       Part part, const std::function<void(const submodules::SequenceChunk&)>& body) const override {
     plan_.for_chunks(chunk_, [&](Part of, int64_t r0, int64_t n) {
-      if (of != part) return;
+      if (of != (part == Part::kSample ? Part::kSolve : part)) return;
+      if (part == Part::kSample) n = std::min(n, plan_.tokens(part) - r0);
+      if (n <= 0) return;
       ctx_.throw_if_cancelled();
+      const ConstView y_f = streams_.target.read(r0, n, y_f_);
+      const ConstView x_q = streams_.quantized.read(r0, n, x_q_);
+      std::vector<float> weights;
+      if (plan_.options.token_weights) weights = submodules::token_weights(ctx_, y_f, x_q);
       body({.x_f = streams_.original.read(r0, n, x_f_),
-            .x_q = streams_.quantized.read(r0, n, x_q_),
-            .y_f = streams_.target.read(r0, n, y_f_),
+            .x_q = x_q,
+            .y_f = y_f,
+            .weights = weights,
             .first_row = r0});
     });
   }
@@ -149,6 +157,12 @@ SiteMoments BlockRunner::start_moments(Site site) const {
   return {shape[0], shape[1], cross};
 }
 
+void BlockRunner::weigh_tokens(SiteMoments& moments, int64_t r0, int64_t n) {
+  if (!plan_.options.token_weights || !both_streams()) return;
+  const ConstView x_q = streams_->quantized.read(r0, n, xq_);
+  moments.set_weights(submodules::token_weights(ctx_, streams_->target.read(r0, n, r_), x_q));
+}
+
 void BlockRunner::attention_input() {
   SiteMoments moments = start_moments(Site::kAttentionInput);
   for_chunks([&](Part part, int64_t r0, int64_t n) {
@@ -201,6 +215,7 @@ void BlockRunner::attention_output() {
         return tokens * forward_.attention_flops();
       });
     }
+    weigh_tokens(moments, r0, n);
     timed("moments", [&] { return moments.add_inputs(ctx_, part, z_f, z_q, slab); });
     if (!plan_.original_stream) return;
     if (!both_streams()) {
@@ -292,6 +307,7 @@ void BlockRunner::ffn_output() {
         return tokens * forward_.ffn_activation_flops();
       });
     }
+    weigh_tokens(moments, r0, n);
     timed("moments", [&] { return moments.add_inputs(ctx_, part, u_f, u_q, slab); });
     if (!plan_.original_stream) return;
     if (!both_streams()) {
@@ -321,6 +337,7 @@ void BlockRunner::ffn_output() {
 void BlockRunner::block_output() {
   std::array<double, 2> difference = {};
   std::array<double, 2> energy = {};
+  std::array<double, 2> angles = {};
   for_chunks([&](Part part, int64_t r0, int64_t n) {
     const FloatView x_q = streams_->quantized.read(r0, n, xq_);
     timed("forward quantized", [&] {
@@ -346,6 +363,7 @@ void BlockRunner::block_output() {
       const FloatView x_f = streams_->original.read(r0, n, xf_);
       difference[i] += squared_distance(ctx_, x_q, x_f);
       energy[i] += squared_norm(ctx_, x_f);
+      angles[i] += submodules::squared_angles(ctx_, x_q, x_f);
     } else {
       energy[i] += squared_norm(ctx_, x_q);
     }
@@ -356,6 +374,12 @@ void BlockRunner::block_output() {
   if (!both_streams()) return;
   if (energy[0] > 0) record_->output_error = difference[0] / energy[0];
   if (energy[1] > 0) record_->held_out_error = difference[1] / energy[1];
+  const auto per_token = [&](Part part) {
+    const int64_t tokens = plan_.tokens(part);
+    return tokens > 0 ? angles[static_cast<size_t>(part)] / static_cast<double>(tokens) : -1;
+  };
+  record_->token_error = per_token(Part::kSolve);
+  record_->held_out_token_error = per_token(Part::kHeldOut);
 }
 
 solve::Metric BlockRunner::metric_of(Mat h, double damping) const {
@@ -365,8 +389,9 @@ solve::Metric BlockRunner::metric_of(Mat h, double damping) const {
 }
 
 format::QuantizedMatrix BlockRunner::project(const LayerPlan& layer, ConstView target,
-                                             const solve::Metric& metric) const {
-  const solve::ProjectOptions options = project_options(plan_, layer);
+                                             const solve::Metric& metric, Refine refine) const {
+  solve::ProjectOptions options = project_options(plan_, layer);
+  if (refine == Refine::kNo) options.refine_sweeps = 0;
   auto q = plan_.options.method == Method::kGptq
                ? solve::project_gptq(ctx_, target, metric, options)
                : solve::project_rtn(ctx_, target, metric, options);
@@ -417,18 +442,43 @@ void BlockRunner::solve_site(Site site, SiteMoments moments) {
 BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
                                                const submodules::LayerProblem& problem, Mat& h,
                                                report::LayerRecord& record) {
-  const auto put = [&](ConstView target, const solve::Metric& metric) {
-    return project(layer, target, metric);
-  };
   Solution best;
   double best_error = 0;
-  const Mat missing =
-      problem.has_held_out() ? submodules::missing_output(ctx_, problem, problem.held_out) : Mat();
+  double last_error = std::numeric_limits<double>::infinity();
+  const bool judged = problem.has_held_out();
+  const Mat missing = judged ? submodules::missing_output(ctx_, problem, problem.held_out) : Mat();
+  const auto error_of = [&](const format::QuantizedMatrix& q) {
+    return submodules::layer_error(ctx_, problem, problem.held_out, missing, q.decode());
+  };
+  const auto consider = [&](Solution&& trial, double strength, double lambda, bool refined) {
+    const double error = judged ? error_of(trial.quantized) : 0;
+    if (judged) {
+      record.candidates.push_back({.target = "layer",
+                                   .metric = "inputs",
+                                   .refined = refined,
+                                   .percdamp = trial.damping,
+                                   .strength = strength,
+                                   .held_out = error});
+    }
+    if (best.quantized.rows == 0 || error < best_error || !judged) {
+      for (report::Candidate& c : record.candidates) c.chosen = false;
+      if (judged) record.candidates.back().chosen = true;
+      record.damping = lambda;
+      record.strength = strength;
+      best = std::move(trial);
+      best_error = error;
+    }
+    return error;
+  };
+  // From the weakest damping up, until it gets worse.
   for (const double damping : plan_.dampings) {
     solve::Metric metric = metric_of(std::move(h), damping);
     Solution trial{.damping = damping};
     double strength = 0;
     if (plan_.solver.reference) {
+      const auto put = [&](ConstView target, const solve::Metric& in) {
+        return project(layer, target, in);
+      };
       trial.quantized =
           layer.submodule->solve_as_reference(ctx_, problem, metric, plan_.solver, put, record);
       strength = record.strength;
@@ -437,29 +487,23 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
           submodules::correct(ctx_, problem, metric, layer.submodule->strength(plan_.solver));
       trial.target = std::move(target.weight);
       strength = target.strength;
-      trial.quantized = put(trial.target, metric);
+      trial.quantized = project(layer, trial.target, metric, Refine::kNo);
     }
-    const bool judged = problem.has_held_out();
-    const double error = judged ? submodules::layer_error(ctx_, problem, problem.held_out, missing,
-                                                          trial.quantized.decode())
-                                : 0;
-    const bool better = best.quantized.rows == 0 || error < best_error;
-    if (judged) {
-      record.candidates.push_back({.target = "layer",
-                                   .metric = "inputs",
-                                   .percdamp = damping,
-                                   .strength = strength,
-                                   .held_out = error});
-    }
-    if (better) {
-      for (report::Candidate& c : record.candidates) c.chosen = false;
-      if (judged) record.candidates.back().chosen = true;
-      record.damping = metric.factor.lambda;
-      record.damping_raised = metric.factor.raised;
-      record.strength = strength;
-      best = std::move(trial);
-      best_error = error;
-    }
+    const double error = consider(std::move(trial), strength, metric.factor.lambda, false);
+    if (best.damping == damping) record.damping_raised = metric.factor.raised;
+    h = std::move(metric.h);
+    if (error > last_error) break;
+    last_error = error;
+  }
+  const int sweeps = project_options(plan_, layer).refine_sweeps;
+  if (sweeps > 0 && !plan_.solver.reference) {
+    solve::Metric metric{.h = std::move(h)};
+    metric.factor.lambda = record.damping;
+    Solution trial{.target = best.target.clone(),
+                   .quantized = best.quantized.clone(),
+                   .damping = best.damping};
+    solve::refine(ctx_, trial.target, metric, sweeps, trial.quantized);
+    (void)consider(std::move(trial), record.strength, record.damping, true);
     h = std::move(metric.h);
   }
   // Relative to what the original gives, where that is known.
@@ -497,17 +541,11 @@ void BlockRunner::descend(Half half) {
   const StreamSource source(ctx_, plan_, *streams_, chunk);
   for (const submodules::CoupledInfo* info : plan_.coupled) {
     if (info->half != half) continue;
-    timed("relax", [&] {
+    timed(("relax " + std::string(info->name)).c_str(), [&] {
       descend_on(*info, source);
       const auto coupled = info->make(forward_, original_);
       double flops = 0;
-      for (const Role role : info->relaxed) {
-        const double cost = coupled->flops(role);
-        flops +=
-            plan_.options.alt_steps * cost *
-            (static_cast<double>(plan_.tokens(Part::kSolve)) * (2 + plan_.options.cg_iterations) +
-             static_cast<double>(plan_.tokens(Part::kHeldOut)) * 4);
-      }
+      for (const Role role : info->relaxed) flops += relax_flops(plan_, coupled->flops(role));
       return flops;
     });
   }

@@ -70,6 +70,9 @@ class BlockRunner {
   void ffn_output();
   void block_output();
 
+  /// Hands the weights of the tokens of a chunk to the sums of a layer that ends on the residual
+  /// stream.
+  void weigh_tokens(SiteMoments& moments, int64_t r0, int64_t n);
   /// Moments of the primary stream (and what is missing) at the input of a site.
   [[nodiscard]] SiteMoments start_moments(Site site) const;
   /// Solves and projects the layers that read one input, and puts their decoded weights into the
@@ -95,8 +98,10 @@ class BlockRunner {
 
   /// Rows [r0, r0 + n) of the primary stream after the attention norm, in aq_.
   [[nodiscard]] FloatView primary_attention_norm(int64_t r0, int64_t n);
+  enum class Refine { kNo, kAsPlanned };
   [[nodiscard]] format::QuantizedMatrix project(const LayerPlan& layer, ConstView target,
-                                                const solve::Metric& metric) const;
+                                                const solve::Metric& metric,
+                                                Refine refine = Refine::kAsPlanned) const;
   [[nodiscard]] solve::Metric metric_of(Mat h, double damping) const;
   /// body(part, first row, rows)
   template <typename Body>

@@ -87,15 +87,14 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
   const bool judged = plan_.held_out_sequences > 0;
   report::RelaxationRecord record{.submodule = std::string(info.name), .cycle = cycle};
   quantized_[role] = targets_.at(role).clone();
-  const submodules::Factors factors =
-      submodules::measure_factors(ctx_, coupled, role, source, quantized_);
   const double damping = dampings_.at(role);
-  const submodules::Relaxed relaxed = submodules::relax(
-      ctx_, coupled, role, source, quantized_, factors, energies,
+  submodules::Relaxed relaxed = submodules::relax(
+      ctx_, coupled, role, source, quantized_, energies,
       {.adam = plan_.options.solver == Solver::kGd,
        .adam_options = adam_options(),
        .iterations = plan_.options.cg_iterations,
        .ridge = damping,
+       .factors = plan_.options.own_metric,
        .strength = plan_.solver.lpcd_strength.value_or(submodules::kDefaultStrength)});
   const double strength = plan_.solver.lpcd_strength.value_or(relaxed.strength);
   record.strength = strength;
@@ -135,7 +134,7 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
   if (strength > 0 || !judged) consider(target, strength, inputs, "inputs", "submodule");
   site_h_ = std::move(inputs.h);
   if (plan_.options.own_metric) {
-    const solve::Metric own = metric_of(factors.input.clone(), damping);
+    const solve::Metric own = metric_of(std::move(relaxed.factors.input), damping);
     if (judged) consider(targets_.at(role), 0, own, "submodule", "layer");
     if (strength > 0 || !judged) consider(target, strength, own, "submodule", "submodule");
   }

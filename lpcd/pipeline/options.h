@@ -58,6 +58,7 @@ struct QuantizeOptions {
   bool scale_search = true;
   int refine = 2;
   bool own_metric = true;
+  bool token_weights = true;
   bool mse = false;
   int mse_candidates = 100;
   double mse_norm = 2.4;
@@ -71,6 +72,7 @@ struct QuantizeOptions {
   double holdout = 0.125;
   Solver solver = Solver::kCg;
   int cg_iterations = 2;
+  double cg_sample = 0.25;
   int gd_steps = 20;
   int gd_batch_size = 16;
   double gd_base_lr = 1e-4;
@@ -225,6 +227,13 @@ struct QuantizeOptions {
        .section = gptq,
        .help = "Also project the layers of a submodule in the metric in which the submodule sees "
                "their inputs, and keep the better one."});
+    v(o.token_weights,
+      {.name = "token-weights",
+       .value = "on|off",
+       .section = gptq,
+       .help = "Count errors on the residual stream relative to the stream, token by token, as the "
+               "next norm sees them. Off: a few tokens with massive activations outweigh the "
+               "others."});
     v(o.mse,
       {.name = "mse",
        .value = "on|off",
@@ -294,6 +303,14 @@ struct QuantizeOptions {
                         .help = "Iterations of cg.",
                         .min = 1,
                         .max = 1000});
+    v(o.cg_sample, {.name = "cg-sample",
+                    .value = "F",
+                    .section = correction,
+                    .help = "Share of the calibration sequences that cg measures curvature on (but "
+                            "at least four tokens per input of the block); its gradient is made of "
+                            "all.",
+                    .min = 0.001,
+                    .max = 1});
     v(o.gd_steps, {.name = "gd-steps",
                    .value = "N",
                    .section = correction,

@@ -107,6 +107,7 @@ std::vector<double> parse_dampings(const std::vector<std::string>& texts) {
     values.push_back(value);
   }
   if (values.empty()) raise(ErrorCode::kBadOption, "--percdamp needs at least one number");
+  std::ranges::sort(values);
   return values;
 }
 
@@ -285,29 +286,39 @@ double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs, in
   const auto n = static_cast<double>(outputs);
   const auto k = static_cast<double>(inputs);
   const int64_t group = layer.grid.group_length(inputs);
+  const auto dampings = static_cast<double>(plan.dampings.size());
   double per_weight = k;  // GPTQ: each error goes to the columns behind
   if (o.method == Method::kRtn) per_weight = 0;
   // Each candidate rounds the group with error feedback inside it.
   constexpr double kCandidates = 24;
   if (o.scale_search && group <= 256) per_weight += kCandidates * static_cast<double>(group);
-  // The gradient, then two products per sweep: after the scales and after the codes.
-  if (o.refine > 0 && o.method == Method::kGptq) per_weight += 2 * k * (1 + 2 * o.refine);
   if (layer.cross.input) per_weight += 2 * k;
   if (layer.cross.input || layer.cross.output != CrossMoments::Output::kNone) per_weight += 2 * k;
   const double cholesky = k * k * k;  // with inverse, and reading them once
-  return static_cast<double>(plan.dampings.size()) * (cholesky + n * k * per_weight);
+  // Refinement: the gradient, then two products per sweep, after the scales and after the codes.
+  const double sweeps = o.method == Method::kGptq ? o.refine : 0;
+  const double refine = sweeps > 0 ? n * k * 2 * k * (1 + 2 * sweeps) : 0;
+  return dampings * (cholesky + n * k * per_weight) + refine;
 }
 
-double relax_passes(const QuantizeOptions& options) {
-  return options.solver == Solver::kGd ? options.gd_steps : 2 + options.cg_iterations;
+// On held-out sequences: descent, curvature and candidates.
+double relax_flops(const Plan& plan, double flops_per_token) {
+  const QuantizeOptions& o = plan.options;
+  double tokens = 4 * static_cast<double>(plan.tokens(submodules::Part::kHeldOut));
+  const auto solved = static_cast<double>(plan.tokens(submodules::Part::kSolve));
+  if (o.solver == Solver::kGd) {
+    tokens += o.gd_steps * solved;
+  } else {
+    tokens +=
+        solved + o.cg_iterations * static_cast<double>(plan.tokens(submodules::Part::kSample));
+  }
+  return o.alt_steps * flops_per_token * tokens;
 }
 
 namespace {
 
 void plan_flops(const arch::ModelConfig& c, const arch::BlockForward& forward, Plan& plan) {
   if (!plan.needs_calibration) return;
-  const auto solve_tokens = static_cast<double>(plan.tokens(submodules::Part::kSolve));
-  const auto held_out_tokens = static_cast<double>(plan.tokens(submodules::Part::kHeldOut));
   const auto tokens = static_cast<double>(plan.tokens());
   const double pass =
       tokens * (forward.attention_flops() + forward.projection_flops(Role::kO) +
@@ -326,13 +337,8 @@ void plan_flops(const arch::ModelConfig& c, const arch::BlockForward& forward, P
   const arch::BlockWeights none;
   for (const auto* info : plan.coupled) {
     const auto coupled = info->make(forward, none);
-    for (const Role role : info->relaxed) {
-      const double cost = coupled->flops(role);
-      // Factors, descent and iterations; on held-out sequences descent, curvature and candidates.
-      block["relax"] +=
-          plan.options.alt_steps *
-          (solve_tokens * cost * (2 + plan.options.cg_iterations) + held_out_tokens * cost * 4);
-    }
+    double& flops = block["relax " + std::string(info->name)];
+    for (const Role role : info->relaxed) flops += relax_flops(plan, coupled->flops(role));
   }
   for (const auto& [name, count] : block) {
     plan.flops[name] = count * static_cast<double>(plan.blocks);
@@ -455,6 +461,15 @@ void plan_held_out(Plan& plan) {
   plan.held_out_sequences = std::clamp<int64_t>(count, 1, plan.sequences - 1);
 }
 
+void plan_sample(const arch::ModelConfig& c, Plan& plan) {
+  constexpr int64_t kTokensPerInput = 4;
+  const int64_t solved = plan.sequences - plan.held_out_sequences;
+  const auto share =
+      static_cast<int64_t>(std::ceil(plan.options.cg_sample * static_cast<double>(solved)));
+  const int64_t least = (kTokensPerInput * c.hidden + plan.seq_len - 1) / plan.seq_len;
+  plan.sample_sequences = std::min(solved, std::max(share, least));
+}
+
 }  // namespace
 
 Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_t machine_memory) {
@@ -490,6 +505,7 @@ Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_
   plan.original_stream = plan.needs_calibration && (crosses || original_only);
   plan.quantized_stream = plan.needs_calibration && !original_only;
   plan_held_out(plan);
+  plan_sample(c, plan);
 
   const arch::BlockForward forward(c, options.seq_len);
   plan_memory(c, forward.tiling(), plan);

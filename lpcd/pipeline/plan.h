@@ -41,6 +41,7 @@ struct Plan {
   /// Submodules of several layers, in the order in which they are visited.
   std::vector<const submodules::CoupledInfo*> coupled;
   int64_t held_out_sequences = 0;  ///< the last ones; they enter no solve
+  int64_t sample_sequences = 0;    ///< the first ones; curvature is measured on them
 
   bool needs_calibration = false;
   bool original_stream = false;   ///< X_f is carried along
@@ -63,8 +64,15 @@ struct Plan {
 
   [[nodiscard]] int64_t tokens() const { return sequences * seq_len; }
   [[nodiscard]] int64_t tokens(submodules::Part part) const {
-    return part == submodules::Part::kHeldOut ? held_out_sequences * seq_len
-                                              : (sequences - held_out_sequences) * seq_len;
+    switch (part) {
+      case submodules::Part::kHeldOut:
+        return held_out_sequences * seq_len;
+      case submodules::Part::kSample:
+        return sample_sequences * seq_len;
+      case submodules::Part::kSolve:
+        break;
+    }
+    return (sequences - held_out_sequences) * seq_len;
   }
   /// The order in which activations are worked on: body(part, first row, rows) for all tokens,
   /// `chunk_rows` at most at a time, parts never mixed. Everything that computes streams cuts them
@@ -95,8 +103,8 @@ struct Plan {
 [[nodiscard]] double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs,
                                  int64_t inputs);
 
-/// Passes over the calibration sequences that one relaxation takes, in units of curvature().
-[[nodiscard]] double relax_passes(const QuantizeOptions& options);
+/// FLOPs of relaxing one layer; `flops_per_token` those of Coupled::curvature().
+[[nodiscard]] double relax_flops(const Plan& plan, double flops_per_token);
 
 /// The plan as the dry run prints it. `flops_per_second` 0: no estimate of the time.
 [[nodiscard]] std::string describe(const Plan& plan, double flops_per_second);

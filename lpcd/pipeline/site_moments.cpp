@@ -21,6 +21,8 @@ double SiteMoments::add_inputs(const RunContext& ctx, Part part, ConstView x_f, 
   s.tokens += x_q.rows();
   const auto tokens = static_cast<double>(x_q.rows());
   const auto k = static_cast<double>(x_q.cols());
+  const ConstView raw = x_q;
+  x_q = weighted(ctx, x_q, weighted_);
   s.h->add(ctx, x_q, slab);
   if (!s.input) return tokens * k * (k + 1);
   LPCD_CHECK(x_f.rows() == x_q.rows());
@@ -28,7 +30,8 @@ double SiteMoments::add_inputs(const RunContext& ctx, Part part, ConstView x_f, 
     difference_ = Mat::uninitialized(x_q.rows(), x_q.cols());
   }
   const FloatView difference = difference_.view().rows_range(0, x_q.rows());
-  submodules::subtract(ctx, x_f, x_q, difference);
+  submodules::subtract(ctx, x_f, raw, difference);
+  submodules::scale_rows(ctx, weights_, difference);
   s.input->add(ctx, difference, x_q, slab);
   return tokens * k * (3 * k + 1);
 }
@@ -36,10 +39,23 @@ double SiteMoments::add_inputs(const RunContext& ctx, Part part, ConstView x_f, 
 double SiteMoments::add_missing(const RunContext& ctx, Part part, ConstView missing, ConstView y_f,
                                 ConstView x_q, int64_t slab) {
   Sums& s = sums(part);
+  if (!weights_.empty()) x_q = weighted_.view().rows_range(0, x_q.rows());
+  missing = weighted(ctx, missing, missing_);
   s.output->add(ctx, missing, x_q, slab);
   s.missing_energy += submodules::squared_norm(ctx, missing);
-  s.output_energy += submodules::squared_norm(ctx, y_f);
+  s.output_energy += submodules::weighted_squared_norm(ctx, weights_, y_f);
   return 2 * static_cast<double>(x_q.rows()) * static_cast<double>(missing.cols() * x_q.cols());
+}
+
+ConstView SiteMoments::weighted(const RunContext& ctx, ConstView x, Mat& buffer) const {
+  if (weights_.empty()) return x;
+  if (buffer.rows() < x.rows()) buffer = Mat::uninitialized(x.rows(), x.cols());
+  const FloatView out = buffer.view().rows_range(0, x.rows());
+  submodules::for_rows(ctx, x.rows(), [&](int64_t r0, int64_t n) {
+    copy(x.rows_range(r0, n), out.rows_range(r0, n));
+  });
+  submodules::scale_rows(ctx, weights_, out);
+  return out;
 }
 
 SiteMoments::Finished SiteMoments::finish(const RunContext& ctx, Part part) {

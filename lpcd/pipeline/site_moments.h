@@ -21,7 +21,11 @@ class SiteMoments {
   }
   [[nodiscard]] submodules::CrossMoments::Output output() const { return cross_.output; }
 
-  /// Each add returns the FLOPs it took; x_f is looked at only if it is wanted.
+  /// Weights of the tokens of the chunk that is added next [t]; see submodules::token_weights().
+  void set_weights(std::vector<float> weights) { weights_ = std::move(weights); }
+
+  /// Each add returns the FLOPs it took; x_f is looked at only if it is wanted. add_missing() comes
+  /// after add_inputs() of the same chunk.
   double add_inputs(const RunContext& ctx, submodules::Part part, ConstView x_f, ConstView x_q,
                     int64_t slab);
   double add_missing(const RunContext& ctx, submodules::Part part, ConstView missing, ConstView y_f,
@@ -51,17 +55,23 @@ class SiteMoments {
     std::optional<calib::GramAccumulator> h;
     std::optional<calib::CrossAccumulator> input;
     std::optional<calib::CrossAccumulator> output;
-    double missing_energy = 0;  // sum of |r|^2
-    double output_energy = 0;   // sum of |y_f|^2
+    double missing_energy = 0;  // sum of w |r|^2
+    double output_energy = 0;   // sum of w |y_f|^2
     int64_t tokens = 0;
   };
   Sums& sums(submodules::Part part) { return parts_[static_cast<size_t>(part)]; }
+
+  // x times the roots of the weights, in `buffer`; x itself if there are none
+  ConstView weighted(const RunContext& ctx, ConstView x, Mat& buffer) const;
 
   int64_t outputs_;
   int64_t inputs_;
   submodules::CrossMoments cross_;
   std::array<Sums, 2> parts_;
+  std::vector<float> weights_;
   Mat difference_;
+  Mat weighted_;  // x_q times the roots of the weights
+  Mat missing_;
 };
 
 }  // namespace lpcd::pipeline

@@ -10,6 +10,7 @@ Json to_json(const std::vector<Candidate>& candidates) {
   for (const Candidate& c : candidates) {
     list.push_back({{"target", c.target},
                     {"metric", c.metric},
+                    {"refined", c.refined},
                     {"percdamp", c.percdamp},
                     {"strength", c.strength},
                     {"held_out", c.held_out},
@@ -53,6 +54,10 @@ std::string to_json_text(const BlockRecord& record) {
   Json json = {{"block", record.block}, {"seconds", record.seconds}};
   if (record.output_error >= 0) json["output_error"] = record.output_error;
   if (record.held_out_error >= 0) json["held_out_error"] = record.held_out_error;
+  if (record.token_error >= 0) json["token_error"] = record.token_error;
+  if (record.held_out_token_error >= 0) {
+    json["held_out_token_error"] = record.held_out_token_error;
+  }
   if (!record.rolled_back.empty()) json["rolled_back"] = record.rolled_back;
   for (const LayerRecord& layer : record.layers) json["layers"].push_back(to_json(layer));
   for (const auto& [name, cost] : record.stages) {

@@ -9,11 +9,12 @@ namespace lpcd::report {
 
 /// One way of putting a layer on its grid that was tried.
 struct Candidate {
-  std::string target;   ///< what was projected: "layer" or "submodule"
-  std::string metric;   ///< "inputs" (H), or "submodule" (weighted as the submodule sees them)
-  double percdamp = 0;  ///< damping relative to the mean diagonal
-  double strength = 0;  ///< share of the correction or relaxation in the target
-  double held_out = 0;  ///< objective on the held-out sequences; comparable within a list only
+  std::string target;    ///< what was projected: "layer" or "submodule"
+  std::string metric;    ///< "inputs" (H), or "submodule" (weighted as the submodule sees them)
+  bool refined = false;  ///< after refinement on the grid
+  double percdamp = 0;   ///< damping relative to the mean diagonal
+  double strength = 0;   ///< share of the correction or relaxation in the target
+  double held_out = 0;   ///< objective on the held-out sequences; comparable within a list only
   bool chosen = false;
 };
 
@@ -63,6 +64,10 @@ struct BlockRecord {
   /// ||X_q - X_f||^2 / ||X_f||^2 of the block's output on the calibration tokens; -1: not measured.
   double output_error = -1;
   double held_out_error = -1;  ///< the same on the held-out sequences
+  /// Mean over tokens of the squared distance of x_q / ||x_q|| and x_f / ||x_f||, which is what the
+  /// next norm sees; and the same on the held-out sequences.
+  double token_error = -1;
+  double held_out_token_error = -1;
   /// Submodules whose layers ended together above the layer-wise baseline and were rolled back.
   std::vector<std::string> rolled_back;
   std::map<std::string, StageCost> stages;

@@ -16,14 +16,18 @@ namespace lpcd::submodules {
 ///
 /// Shapes    all [t, D]. Lifetime: of the call that it is handed to.
 struct SequenceChunk {
-  ConstView x_f;          ///< residual stream of the original model before the half block
-  ConstView x_q;          ///< the same of the quantized model
-  ConstView y_f;          ///< residual stream of the original model behind the half block
+  ConstView x_f;  ///< residual stream of the original model before the half block
+  ConstView x_q;  ///< the same of the quantized model
+  ConstView y_f;  ///< residual stream of the original model behind the half block
+  /// Weight of each token's squared error on the residual path [t]; empty: 1. See token_weights().
+  std::span<const float> weights;
   int64_t first_row = 0;  ///< of all calibration tokens
 };
 
 /// Calibration sequences that weights are solved on, and those that only choices are made on.
-enum class Part { kSolve, kHeldOut };
+/// kSample is the beginning of kSolve: enough for the curvature of a least-squares problem, whose
+/// gradient needs them all.
+enum class Part { kSolve, kHeldOut, kSample };
 
 /// Hands out the activations around a half block, chunk by chunk, in a fixed order.
 class SequenceSource {
@@ -48,7 +52,10 @@ struct Factors {
 /// Several layers whose joint output LPCD keeps close to the original's (arXiv 2512.01546), seen as
 /// a least-squares problem in one of them while the others are fixed:
 ///
-///   f(W) = (1/T) sum_t |S_f - S(W)|^2,   S(W + D) = S(W) + A D.
+///   f(W) = (1/T) sum_t w_t |S_f - S(W)|^2,   S(W + D) = S(W) + A D.
+///
+/// The weights w_t of the tokens apply where S is the residual stream; below, S stands for what
+/// remains once they are multiplied in.
 ///
 /// Where S is not linear in W, A is its derivative at W (Gauss-Newton).
 ///
@@ -66,17 +73,16 @@ class Coupled {
   virtual double energy(const RunContext& ctx, const SequenceChunk& chunk,
                         const arch::BlockWeights& w) const = 0;
   /// descent += A^T (S_f - S(W)) for the layer `role` at its weight in w; returns |S_f - S(W)|^2.
+  /// `factors`, if given, are the sums that finish_factors() turns into Factors.
   /// Shapes    descent [N, K].
   virtual double descent(const RunContext& ctx, const SequenceChunk& chunk,
-                         const arch::BlockWeights& w, arch::Role role, FloatView descent) const = 0;
+                         const arch::BlockWeights& w, arch::Role role, FloatView descent,
+                         Factors* factors) const = 0;
   /// product += A^T A d at the weights of the last descent() on this chunk; returns |A d|^2.
   /// Shapes    d, product [N, K].
   virtual double curvature(const RunContext& ctx, const SequenceChunk& chunk,
                            const arch::BlockWeights& w, arch::Role role, ConstView d,
                            FloatView product) const = 0;
-  /// Adds to sums that finish_factors() turns into Factors.
-  virtual void add_factors(const RunContext& ctx, const SequenceChunk& chunk,
-                           const arch::BlockWeights& w, arch::Role role, Factors& sums) const = 0;
   /// Factors of zeros, of the right shapes; and what the sums over `tokens` tokens come to.
   [[nodiscard]] virtual Factors start_factors(arch::Role role) const = 0;
   virtual void finish_factors(const RunContext& ctx, const arch::BlockWeights& w, arch::Role role,
@@ -88,8 +94,7 @@ class Coupled {
   /// Lends memory [T, F] in which derivatives are kept between descent() and curvature(), which
   /// otherwise computes them again; null takes it back.
   virtual void set_cache(calib::ActivationStore* /*cache*/) {}
-  /// FLOPs per token of curvature(); descent() and add_factors() cost about the same, objective()
-  /// about half.
+  /// FLOPs per token of curvature(); descent() costs about the same, objective() about half.
   [[nodiscard]] virtual double flops(arch::Role role) const = 0;
 };
 

@@ -29,19 +29,22 @@ class FeedForward final : public Coupled {
 
   double energy(const RunContext& ctx, const SequenceChunk& chunk,
                 const BlockWeights& /*w*/) const override {
-    return squared_norm(ctx, chunk.y_f);
+    return weighted_squared_norm(ctx, chunk.weights, chunk.y_f);
   }
 
   double descent(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
-                 Role role, FloatView descent) const override {
-    const Mat m = normed(ctx, chunk, w);
+                 Role role, FloatView descent, Factors* factors) const override {
+    Mat m = normed(ctx, chunk, w);
     Mat slope;
     Mat u = Mat::uninitialized(m.rows(), config_.ffn);
     activation(ctx, w, m, role, slope, u);
     if (cache_ != nullptr) cache_->write(chunk.first_row, slope);
-    const Mat r = residual(ctx, chunk, w, u);
+    Mat r = residual(ctx, chunk, w, u);
+    const double error = squared_norm(ctx, r);
+    scale_rows(ctx, chunk.weights, r);
     adjoint(ctx, w, m, slope, r, u, descent);
-    return squared_norm(ctx, r);
+    if (factors != nullptr) add_factors(ctx, chunk, w, m, slope, *factors);
+    return error;
   }
 
   double curvature(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
@@ -60,34 +63,15 @@ class FeedForward final : public Coupled {
     multiply(ctx, slope, u);
     Mat out = Mat::uninitialized(m.rows(), config_.hidden);
     linalg::gemm_nt(ctx, 1.0F, u, w[Role::kDown], 0.0F, out, tile());
+    scale_rows(ctx, chunk.weights, out);
+    const double energy = squared_norm(ctx, out);
+    scale_rows(ctx, chunk.weights, out);
     adjoint(ctx, w, m, slope, out, u, product);
-    return squared_norm(ctx, out);
+    return energy;
   }
 
   Factors start_factors(Role /*role*/) const override {
     return {.input = Mat(config_.hidden, config_.hidden), .output = Mat(1, config_.ffn)};
-  }
-
-  void add_factors(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
-                   Role role, Factors& sums) const override {
-    Mat m = normed(ctx, chunk, w);
-    Mat slope;
-    activation(ctx, w, m, role, slope, {});
-    // Weight of a token: |A D|^2 for a random D is about sum_n g_n s_n^2, g = diag(Wd^T Wd).
-    const std::vector<float> g = column_energies(w[Role::kDown]);
-    std::vector<float> weights(static_cast<size_t>(m.rows()));
-    for (int64_t t = 0; t < m.rows(); ++t) {
-      double sum = 0;
-      const float* s = slope.row(t);
-      for (int64_t n = 0; n < slope.cols(); ++n) {
-        const float square = s[n] * s[n];
-        sums.output(0, n) += square;
-        sum += static_cast<double>(g[static_cast<size_t>(n)]) * static_cast<double>(square);
-      }
-      weights[static_cast<size_t>(t)] = static_cast<float>(sum);
-    }
-    scale_rows(weights, m);
-    linalg::add_gram(ctx, m, forward_.tiling().slab_rows, sums.input);
   }
 
   void finish_factors(const RunContext& ctx, const BlockWeights& w, Role /*role*/, int64_t tokens,
@@ -154,12 +138,44 @@ class FeedForward final : public Coupled {
     }
   }
 
-  // y_f - (x_q + u Wd^T)
+  // m is used up. Weight of a token: |A D|^2 for a random D is about sum_n g_n s_n^2 with
+  // g = diag(Wd^T Wd).
+  void add_factors(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w, Mat& m,
+                   ConstView slope, Factors& sums) const {
+    const std::vector<float> g = column_energies(w[Role::kDown]);
+    std::vector<float> weights(static_cast<size_t>(m.rows()));
+    // Sums over the rows of a tile in the tile's own matrix, then in the order of the tiles.
+    const int64_t rows = tile();
+    std::vector<Mat> outputs(static_cast<size_t>(ceil_div(m.rows(), rows)));
+    linalg::parallel_for(ctx, static_cast<int64_t>(outputs.size()), [&](int64_t index) {
+      Mat output(1, slope.cols());
+      for (int64_t t = index * rows; t < std::min(m.rows(), (index + 1) * rows); ++t) {
+        const float weight = chunk.weights.empty() ? 1.0F : chunk.weights[static_cast<size_t>(t)];
+        const float* s = slope.row(t);
+        float sum = 0;
+        for (int64_t n = 0; n < slope.cols(); ++n) {
+          const float square = weight * s[n] * s[n];
+          output.data()[n] += square;
+          sum += g[static_cast<size_t>(n)] * square;
+        }
+        weights[static_cast<size_t>(t)] = sum;
+      }
+      outputs[static_cast<size_t>(index)] = std::move(output);
+    });
+    for (const Mat& output : outputs) {
+      for (int64_t n = 0; n < output.size(); ++n) sums.output.data()[n] += output.data()[n];
+    }
+    scale_rows(ctx, weights, m);
+    linalg::add_gram(ctx, m, forward_.tiling().slab_rows, sums.input);
+  }
+
+  // y_f - (x_q + u Wd^T), weighted
   Mat residual(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
                ConstView u) const {
     Mat r = Mat::uninitialized(u.rows(), config_.hidden);
     subtract(ctx, chunk.y_f, chunk.x_q, r);
     linalg::gemm_nt(ctx, -1.0F, u, w[Role::kDown], 1.0F, r, tile());
+    scale_rows(ctx, chunk.weights, r);
     return r;
   }
 

@@ -37,14 +37,15 @@ class QueryKey final : public Coupled {
   }
 
   double descent(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
-                 Role role, FloatView descent) const override {
+                 Role role, FloatView descent, Factors* factors) const override {
     const Pair wanted = pair_of(ctx, chunk.x_f, original_);
-    const Pair now = pair_of(ctx, chunk.x_q, w);
+    Pair now = pair_of(ctx, chunk.x_q, w);
     Mat dx(now.a.rows(), width(role));
     const double error = role == Role::kQ
                              ? logits(ctx, wanted.q, wanted.k, now.q, now.k, now.k, dx, {}, {})
                              : logits(ctx, wanted.q, wanted.k, now.q, now.k, {}, {}, now.q, dx);
     adjoint(ctx, w, role, now, dx, descent);
+    if (factors != nullptr) add_factors(ctx, role, now, *factors);
     return error;
   }
 
@@ -72,51 +73,6 @@ class QueryKey final : public Coupled {
 
   Factors start_factors(Role role) const override {
     return {.input = Mat(config_.hidden, config_.hidden), .output = Mat(1, width(role))};
-  }
-
-  // A change of q_i is seen by the keys 0 .. i, one of k_j by the queries j .. L - 1. Rotation
-  // mixes the two channels of a pair, and over many distances evenly.
-  void add_factors(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
-                   Role role, Factors& sums) const override {
-    Pair now = pair_of(ctx, chunk.x_q, w);
-    const int64_t d = config_.head_dim;
-    const int64_t half = d / 2;
-    const int64_t length = forward_.tiling().seq_len;
-    const int64_t group = config_.heads / config_.kv_heads;
-    const Mat& other = role == Role::kQ ? now.k : now.q;
-    std::vector<float> weights(static_cast<size_t>(now.a.rows()));
-    const int64_t sequences = now.a.rows() / length;
-    // Energies of the pairs of channels, summed over what a token sees.
-    std::vector<Mat> per_sequence(static_cast<size_t>(sequences));
-    linalg::parallel_for(ctx, sequences, [&](int64_t sequence) {
-      Mat output(1, width(role));
-      std::vector<double> seen(static_cast<size_t>(config_.heads * half));
-      for (int64_t step = 0; step < length; ++step) {
-        const int64_t position = role == Role::kQ ? step : length - 1 - step;
-        const float* x = other.row(sequence * length + position);
-        double sum = 0;
-        for (int64_t h = 0; h < config_.heads; ++h) {
-          const float* head = x + (role == Role::kQ ? h / group : h) * d;
-          const int64_t to = (role == Role::kQ ? h : h / group) * d;
-          for (int64_t i = 0; i < half; ++i) {
-            double& energy = seen[static_cast<size_t>(h * half + i)];
-            energy +=
-                0.5 * (static_cast<double>(head[i]) * static_cast<double>(head[i]) +
-                       static_cast<double>(head[i + half]) * static_cast<double>(head[i + half]));
-            sum += energy;
-            output(0, to + i) += static_cast<float>(energy / static_cast<double>(d));
-            output(0, to + i + half) += static_cast<float>(energy / static_cast<double>(d));
-          }
-        }
-        weights[static_cast<size_t>(sequence * length + position)] = static_cast<float>(sum);
-      }
-      per_sequence[static_cast<size_t>(sequence)] = std::move(output);
-    });
-    for (const Mat& output : per_sequence) {
-      for (int64_t i = 0; i < output.size(); ++i) sums.output.data()[i] += output.data()[i];
-    }
-    scale_rows(weights, now.a);
-    linalg::add_gram(ctx, now.a, forward_.tiling().slab_rows, sums.input);
   }
 
   void finish_factors(const RunContext& ctx, const BlockWeights& /*w*/, Role /*role*/,
@@ -210,6 +166,49 @@ class QueryKey final : public Coupled {
     for (int64_t c = 0; c < rows.cols(); c += config_.head_dim) {
       body(rows.cols_range(c, config_.head_dim), c);
     }
+  }
+
+  // A change of q_i is seen by the keys 0 .. i, one of k_j by the queries j .. L - 1. Rotation
+  // mixes the two channels of a pair, and over many distances evenly. now.a is used up.
+  void add_factors(const RunContext& ctx, Role role, Pair& now, Factors& sums) const {
+    const int64_t d = config_.head_dim;
+    const int64_t half = d / 2;
+    const int64_t length = forward_.tiling().seq_len;
+    const int64_t group = config_.heads / config_.kv_heads;
+    const Mat& other = role == Role::kQ ? now.k : now.q;
+    std::vector<float> weights(static_cast<size_t>(now.a.rows()));
+    const int64_t sequences = now.a.rows() / length;
+    // Energies of the pairs of channels, summed over what a token sees.
+    std::vector<Mat> per_sequence(static_cast<size_t>(sequences));
+    linalg::parallel_for(ctx, sequences, [&](int64_t sequence) {
+      Mat output(1, width(role));
+      std::vector<double> seen(static_cast<size_t>(config_.heads * half));
+      for (int64_t step = 0; step < length; ++step) {
+        const int64_t position = role == Role::kQ ? step : length - 1 - step;
+        const float* x = other.row(sequence * length + position);
+        double sum = 0;
+        for (int64_t h = 0; h < config_.heads; ++h) {
+          const float* head = x + (role == Role::kQ ? h / group : h) * d;
+          const int64_t to = (role == Role::kQ ? h : h / group) * d;
+          for (int64_t i = 0; i < half; ++i) {
+            double& energy = seen[static_cast<size_t>(h * half + i)];
+            energy +=
+                0.5 * (static_cast<double>(head[i]) * static_cast<double>(head[i]) +
+                       static_cast<double>(head[i + half]) * static_cast<double>(head[i + half]));
+            sum += energy;
+            output(0, to + i) += static_cast<float>(energy / static_cast<double>(d));
+            output(0, to + i + half) += static_cast<float>(energy / static_cast<double>(d));
+          }
+        }
+        weights[static_cast<size_t>(sequence * length + position)] = static_cast<float>(sum);
+      }
+      per_sequence[static_cast<size_t>(sequence)] = std::move(output);
+    });
+    for (const Mat& output : per_sequence) {
+      for (int64_t i = 0; i < output.size(); ++i) sums.output.data()[i] += output.data()[i];
+    }
+    scale_rows(ctx, weights, now.a);
+    linalg::add_gram(ctx, now.a, forward_.tiling().slab_rows, sums.input);
   }
 
   // sum += (derivative of placing)^T dx, times a.

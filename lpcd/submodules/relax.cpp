@@ -82,10 +82,11 @@ struct Descent {
 };
 
 Descent descent_on(const RunContext& ctx, const Coupled& coupled, Role role,
-                   const SequenceSource& source, Part part, const BlockWeights& w) {
+                   const SequenceSource& source, Part part, const BlockWeights& w,
+                   Factors* factors = nullptr) {
   Descent d{.gradient = Mat(w[role].rows(), w[role].cols())};
   source.for_chunks(part, [&](const SequenceChunk& chunk) {
-    d.error += coupled.descent(ctx, chunk, w, role, d.gradient);
+    d.error += coupled.descent(ctx, chunk, w, role, d.gradient, factors);
   });
   const double tokens = static_cast<double>(source.tokens(part));
   scale(1.0 / tokens, d.gradient);
@@ -117,12 +118,14 @@ double error_on(const RunContext& ctx, const Coupled& coupled, const SequenceSou
 
 void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role role,
                          const SequenceSource& source, const BlockWeights& w,
-                         const Factors& factors, const RelaxOptions& options, Relaxed& result) {
+                         const RelaxOptions& options, Relaxed& result) {
+  Factors& factors = result.factors;
+  factors = coupled.start_factors(role);
+  Descent start = descent_on(ctx, coupled, role, source, Part::kSolve, w, &factors);
+  coupled.finish_factors(ctx, w, role, source.tokens(Part::kSolve), factors);
   const Preconditioner precondition(ctx, factors, options.ridge);
   const double ridge =
       options.ridge * mean_diagonal(factors.output) * 0.5 * mean_diagonal(factors.input);
-  Descent start = descent_on(ctx, coupled, role, source, Part::kSolve, w);
-
   result.step = Mat(w[role].rows(), w[role].cols());
   Mat residual = std::move(start.gradient);
   const double first = std::sqrt(inner_product(residual, residual));
@@ -131,7 +134,7 @@ void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role rol
   Mat product(residual.rows(), residual.cols());
   double rz = inner_product(residual, z);
   for (int i = 0; i < options.iterations && rz > 0; ++i) {
-    curvature_on(ctx, coupled, role, source, Part::kSolve, w, direction, product);
+    curvature_on(ctx, coupled, role, source, Part::kSample, w, direction, product);
     add_scaled(ridge, direction, product);
     const double bend = inner_product(direction, product);
     if (!(bend > 0)) break;
@@ -149,16 +152,6 @@ void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role rol
 }
 
 }  // namespace
-
-Factors measure_factors(const RunContext& ctx, const Coupled& coupled, Role role,
-                        const SequenceSource& source, const BlockWeights& w) {
-  Factors factors = coupled.start_factors(role);
-  source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
-    coupled.add_factors(ctx, chunk, w, role, factors);
-  });
-  coupled.finish_factors(ctx, w, role, source.tokens(Part::kSolve), factors);
-  return factors;
-}
 
 Energies measure_energies(const RunContext& ctx, const Coupled& coupled,
                           const SequenceSource& source, const BlockWeights& w) {
@@ -201,7 +194,7 @@ Mat descend_with_adam(const RunContext& ctx, const Coupled& coupled, Role role,
     int64_t chunk_index = 0;
     source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
       descent.set_zero();
-      (void)coupled.descent(ctx, chunk, w, role, descent);
+      (void)coupled.descent(ctx, chunk, w, role, descent, nullptr);
       const int64_t in_chunk = chunk.x_q.rows() / source.seq_len();
       const double outputs = coupled.outputs_per_sequence() * static_cast<double>(in_chunk);
       add_scaled(-2.0 / outputs / static_cast<double>(chunks_per_step), descent, gradient);
@@ -227,14 +220,19 @@ Mat descend_with_adam(const RunContext& ctx, const Coupled& coupled, Role role,
 }
 
 Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
-              const SequenceSource& source, BlockWeights& w, const Factors& factors,
-              const Energies& energies, const RelaxOptions& options) {
+              const SequenceSource& source, BlockWeights& w, const Energies& energies,
+              const RelaxOptions& options) {
   Relaxed result;
   if (options.adam) {
     result.step = descend_with_adam(ctx, coupled, role, source, w, options.adam_options);
     add_scaled(-1.0, w[role], result.step);
+    if (options.factors) {
+      result.factors = coupled.start_factors(role);
+      (void)descent_on(ctx, coupled, role, source, Part::kSolve, w, &result.factors);
+      coupled.finish_factors(ctx, w, role, source.tokens(Part::kSolve), result.factors);
+    }
   } else {
-    conjugate_gradients(ctx, coupled, role, source, w, factors, options, result);
+    conjugate_gradients(ctx, coupled, role, source, w, options, result);
   }
 
   const bool held_out = source.tokens(Part::kHeldOut) > 0;

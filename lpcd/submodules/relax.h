@@ -26,6 +26,8 @@ struct RelaxOptions {
   int iterations = 2;
   /// Ridge of the problem and of the preconditioner's factors, relative to their mean diagonal.
   double ridge = 0.01;
+  /// The factors are wanted even by Adam.
+  bool factors = true;
   /// Share of the step that is taken when there are no held-out sequences.
   double strength = 0.5;
 };
@@ -50,10 +52,12 @@ struct Relaxed {
   double objective_before = 0;
   double objective_relaxed = 0;
   double residual = 0;  ///< |r| / |r_0| of the normal equations at the end
+  Factors factors;      ///< of the layer at its weight in w, on the sequences that are solved on
 };
 
 /// Minimises the submodule's error in one layer by preconditioned conjugate gradients on
-/// A^T A + ridge. The preconditioner is the Kronecker product of `factors`.
+/// A^T A + ridge. The gradient and the factors, whose Kronecker product is the preconditioner, come
+/// from all sequences that are solved on, A^T A from Part::kSample.
 ///
 /// Where the submodule is not linear in the layer, the strength is found by trying it on the true
 /// objective, and 0 if nothing is gained.
@@ -61,19 +65,13 @@ struct Relaxed {
 /// Memory    6 N K floats, two factorisations, the temporaries of a chunk.
 [[nodiscard]] Relaxed relax(const RunContext& ctx, const Coupled& coupled, arch::Role role,
                             const SequenceSource& source, arch::BlockWeights& w,
-                            const Factors& factors, const Energies& energies,
-                            const RelaxOptions& options);
+                            const Energies& energies, const RelaxOptions& options);
 
 /// The weights that Adam reaches from w[role].
 /// Shapes    `source` gives chunks of kAdamChunk sequences.
 [[nodiscard]] Mat descend_with_adam(const RunContext& ctx, const Coupled& coupled, arch::Role role,
                                     const SequenceSource& source, arch::BlockWeights& w,
                                     const AdamOptions& options);
-
-/// Factors of the layer on the sequences that weights are solved on.
-[[nodiscard]] Factors measure_factors(const RunContext& ctx, const Coupled& coupled,
-                                      arch::Role role, const SequenceSource& source,
-                                      const arch::BlockWeights& w);
 
 /// The submodule's relative error at the weights in w.
 [[nodiscard]] double relative_error(const RunContext& ctx, const Coupled& coupled,

@@ -85,15 +85,20 @@ class FixedSource final : public SequenceSource {
   }
 
   int64_t seq_len() const override { return length_; }
-  int64_t tokens(Part part) const override { return part == Part::kSolve ? solve_ : all_ - solve_; }
+  int64_t tokens(Part part) const override {
+    return part == Part::kHeldOut ? all_ - solve_ : solve_;
+  }
   void for_chunks(Part part, const std::function<void(const SequenceChunk&)>& body) const override {
-    const int64_t begin = part == Part::kSolve ? 0 : solve_;
-    const int64_t end = part == Part::kSolve ? solve_ : all_;
+    const int64_t begin = part == Part::kHeldOut ? solve_ : 0;
+    const int64_t end = part == Part::kHeldOut ? all_ : solve_;
     for (int64_t r0 = begin; r0 < end; r0 += chunk_) {
       const int64_t n = std::min(chunk_, end - r0);
       body({.x_f = ConstView(x_f).rows_range(r0, n),
             .x_q = ConstView(x_q).rows_range(r0, n),
             .y_f = ConstView(y_f).rows_range(r0, n),
+            .weights = std::span<const float>(weights).subspan(
+                weights.empty() ? 0 : static_cast<size_t>(r0),
+                weights.empty() ? 0 : static_cast<size_t>(n)),
             .first_row = r0});
     }
   }
@@ -106,6 +111,7 @@ class FixedSource final : public SequenceSource {
 
  public:
   Mat x_f, x_q, y_f;
+  std::vector<float> weights;  // of the tokens
 };
 
 constexpr int64_t kLength = 16;
@@ -114,13 +120,18 @@ struct Case {
   const CoupledInfo* info;
   Role role;
   bool qk_norm;
+  bool weighted;
 };
 
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
   for (const CoupledInfo& info : coupled_submodules()) {
     for (const Role role : info.relaxed) {
-      for (const bool qk_norm : {false, true}) cases.push_back({&info, role, qk_norm});
+      for (const bool qk_norm : {false, true}) {
+        for (const bool weighted : {false, true}) {
+          cases.push_back({&info, role, qk_norm, weighted});
+        }
+      }
     }
   }
   return cases;
@@ -153,7 +164,10 @@ TEST(Coupled, OperatorsAndAdjointsBelongTogether) {
     const BlockForward forward(c, kLength);
     const BlockWeights original = random_block(c, 100);
     BlockWeights w = random_block(c, 200);
-    const FixedSource source(kLength, 6, 0, c.hidden, 300, 2 * kLength);
+    FixedSource source(kLength, 6, 0, c.hidden, 300, 2 * kLength);
+    // Some tokens of very different size, as in real streams.
+    for (int64_t i = 0; i < 3 * c.hidden; ++i) source.y_f.data()[i] *= 10.0F;
+    if (test.weighted) source.weights = token_weights(ctx, source.y_f, source.x_q);
     const auto coupled = test.info->make(forward, original);
     SCOPED_TRACE(std::string(test.info->name) + " " + std::string(arch::role_name(test.role)) +
                  (test.qk_norm ? " with q/k norm" : ""));
@@ -167,7 +181,7 @@ TEST(Coupled, OperatorsAndAdjointsBelongTogether) {
     double before = 0;
     double energy1 = 0;
     source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
-      before += coupled->descent(ctx, chunk, w, test.role, gradient);
+      before += coupled->descent(ctx, chunk, w, test.role, gradient, nullptr);
       energy1 += coupled->curvature(ctx, chunk, w, test.role, d1, p1);
       (void)coupled->curvature(ctx, chunk, w, test.role, d2, p2);
     });
@@ -223,11 +237,10 @@ TEST(Relax, RecoversKnownWeightsFromExactData) {
     const Mat change = random_mat(w[test.role].rows(), w[test.role].cols(), 7, 0.02F);
     w[test.role] = moved(w[test.role], 1.0, change);
     const Energies energies = measure_energies(ctx, *coupled, source, w);
-    const Factors factors = measure_factors(ctx, *coupled, test.role, source, w);
     const double first = relative_error(ctx, *coupled, source, Part::kSolve, energies, w);
     EXPECT_GT(first, 1e-6);
-    const Relaxed relaxed = relax(ctx, *coupled, test.role, source, w, factors, energies,
-                                  {.iterations = 40, .ridge = 1e-6});
+    const Relaxed relaxed =
+        relax(ctx, *coupled, test.role, source, w, energies, {.iterations = 40, .ridge = 1e-6});
     EXPECT_GT(relaxed.strength, 0.9);
     EXPECT_LT(relaxed.objective_relaxed, 0.02 * relaxed.objective_before);
     w[test.role] = moved(w[test.role], relaxed.strength, relaxed.step);
@@ -249,9 +262,9 @@ TEST(Relax, LowersItsOwnObjectiveAndDependsNeitherOnThreadsNorOnChunks) {
       const auto coupled = test.info->make(forward, original);
       BlockWeights w = random_block(c, 200);
       const Energies energies = measure_energies(ctx, *coupled, source, w);
-      const Factors factors = measure_factors(ctx, *coupled, test.role, source, w);
-      for (int64_t i = 0; i < factors.input.rows(); ++i) EXPECT_GT(factors.input(i, i), 0.0F);
-      const Relaxed relaxed = relax(ctx, *coupled, test.role, source, w, factors, energies, {});
+      const Relaxed relaxed = relax(ctx, *coupled, test.role, source, w, energies, {});
+      const Mat& input = relaxed.factors.input;
+      for (int64_t i = 0; i < input.rows(); ++i) EXPECT_GT(input(i, i), 0.0F);
       EXPECT_LE(relaxed.objective_relaxed, relaxed.objective_before);
       const double before = relative_error(ctx, *coupled, source, Part::kHeldOut, energies, w);
       w[test.role] = moved(w[test.role], relaxed.strength, relaxed.step);
@@ -266,6 +279,55 @@ TEST(Relax, LowersItsOwnObjectiveAndDependsNeitherOnThreadsNorOnChunks) {
       }
     }
   }
+}
+
+// A token that is massive in either stream counts no more than the others; one massive token does
+// not move the target away from the rest.
+TEST(TokenWeights, AreRelativeToTheLargerStream) {
+  const RunContext ctx = with_threads(2);
+  Mat y_f = random_mat(600, 32, 1);
+  Mat x_q = random_mat(600, 32, 2);
+  for (int64_t c = 0; c < 32; ++c) {
+    y_f(7, c) *= 1e3F;
+    x_q(9, c) *= 1e3F;
+  }
+  const std::vector<float> weights = token_weights(ctx, y_f, x_q);
+  for (int64_t t = 0; t < 600; ++t) {
+    double a = 0;
+    double b = 0;
+    for (int64_t c = 0; c < 32; ++c) {
+      a += static_cast<double>(y_f(t, c)) * static_cast<double>(y_f(t, c));
+      b += static_cast<double>(x_q(t, c)) * static_cast<double>(x_q(t, c));
+    }
+    const double larger = std::max(a, b);
+    EXPECT_NEAR(weights[static_cast<size_t>(t)] * larger, 32, 1e-3) << t;
+  }
+  EXPECT_LT(weights[7], 1e-3F);
+  EXPECT_LT(weights[9], 1e-3F);
+  double by_hand = 0;
+  for (int64_t t = 0; t < 600; ++t) {
+    for (int64_t c = 0; c < 32; ++c) {
+      by_hand += static_cast<double>(weights[static_cast<size_t>(t)]) *
+                 static_cast<double>(y_f(t, c)) * static_cast<double>(y_f(t, c));
+    }
+  }
+  EXPECT_NEAR(weighted_squared_norm(ctx, weights, y_f), by_hand, 1e-4 * by_hand);
+  Mat scaled = y_f.clone();
+  scale_rows(ctx, weights, scaled);
+  EXPECT_NEAR(squared_norm(ctx, scaled), by_hand, 1e-4 * by_hand);
+}
+
+TEST(SquaredAngles, SeeDirectionsOnly) {
+  const RunContext ctx = with_threads(2);
+  const Mat x = random_mat(300, 16, 1);
+  Mat longer = x.clone();
+  Mat opposite = x.clone();
+  for (int64_t i = 0; i < x.size(); ++i) {
+    longer.data()[i] *= 7.0F;
+    opposite.data()[i] *= -0.1F;
+  }
+  EXPECT_NEAR(squared_angles(ctx, x, longer), 0, 1e-4);
+  EXPECT_NEAR(squared_angles(ctx, x, opposite), 4 * 300, 1e-2);
 }
 
 // On heads whose norm is 1 the norm of Qwen3 is the identity, and both families place alike.

@@ -36,6 +36,18 @@ double squared_norm(const RunContext& ctx, ConstView x) {
                 [&](int64_t r0, int64_t n) { return nn::squared_norm(x.rows_range(r0, n)); });
 }
 
+double weighted_squared_norm(const RunContext& ctx, std::span<const float> weights, ConstView x) {
+  if (weights.empty()) return squared_norm(ctx, x);
+  return summed(ctx, x.rows(), [&](int64_t r0, int64_t n) {
+    double sum = 0;
+    for (int64_t t = r0; t < r0 + n; ++t) {
+      sum += static_cast<double>(weights[static_cast<size_t>(t)]) *
+             nn::squared_norm(x.rows_range(t, 1));
+    }
+    return sum;
+  });
+}
+
 double squared_distance(const RunContext& ctx, ConstView x, ConstView y) {
   return summed(ctx, x.rows(), [&](int64_t r0, int64_t n) {
     return nn::squared_distance(x.rows_range(r0, n), y.rows_range(r0, n));
@@ -53,11 +65,40 @@ void multiply(const RunContext& ctx, ConstView y, FloatView x) {
            [&](int64_t r0, int64_t n) { nn::multiply(y.rows_range(r0, n), x.rows_range(r0, n)); });
 }
 
-void scale_rows(std::span<const float> weights, FloatView x) {
-  for (int64_t t = 0; t < x.rows(); ++t) {
-    const float factor = std::sqrt(weights[static_cast<size_t>(t)]);
-    for (int64_t c = 0; c < x.cols(); ++c) x(t, c) *= factor;
-  }
+void scale_rows(const RunContext& ctx, std::span<const float> weights, FloatView x) {
+  if (weights.empty()) return;
+  for_rows(ctx, x.rows(), [&](int64_t r0, int64_t n) {
+    for (int64_t t = r0; t < r0 + n; ++t) {
+      const float factor = std::sqrt(weights[static_cast<size_t>(t)]);
+      for (int64_t c = 0; c < x.cols(); ++c) x(t, c) *= factor;
+    }
+  });
+}
+
+std::vector<float> token_weights(const RunContext& ctx, ConstView y_f, ConstView x_q) {
+  std::vector<float> weights(static_cast<size_t>(y_f.rows()));
+  const auto width = static_cast<double>(y_f.cols());
+  for_rows(ctx, y_f.rows(), [&](int64_t r0, int64_t n) {
+    for (int64_t t = r0; t < r0 + n; ++t) {
+      const double energy =
+          std::max(nn::squared_norm(y_f.rows_range(t, 1)), nn::squared_norm(x_q.rows_range(t, 1)));
+      weights[static_cast<size_t>(t)] = static_cast<float>(width / std::max(energy, 1e-20));
+    }
+  });
+  return weights;
+}
+
+double squared_angles(const RunContext& ctx, ConstView x, ConstView y) {
+  return summed(ctx, x.rows(), [&](int64_t r0, int64_t n) {
+    double sum = 0;
+    for (int64_t t = r0; t < r0 + n; ++t) {
+      const ConstView a = x.rows_range(t, 1);
+      const ConstView b = y.rows_range(t, 1);
+      const double norms = std::sqrt(nn::squared_norm(a) * nn::squared_norm(b));
+      if (norms > 0) sum += 2 - 2 * inner_product(a, b) / norms;
+    }
+    return sum;
+  });
 }
 
 std::vector<float> column_energies(ConstView w) {

@@ -16,13 +16,24 @@ namespace lpcd::submodules {
 void for_rows(const RunContext& ctx, int64_t rows,
               const std::function<void(int64_t, int64_t)>& body);
 [[nodiscard]] double squared_norm(const RunContext& ctx, ConstView x);
+/// Rows t count weights[t] times; no weights: once.
+[[nodiscard]] double weighted_squared_norm(const RunContext& ctx, std::span<const float> weights,
+                                           ConstView x);
 [[nodiscard]] double squared_distance(const RunContext& ctx, ConstView x, ConstView y);
 /// out = x - y.
 void subtract(const RunContext& ctx, ConstView x, ConstView y, FloatView out);
 /// x *= y.
 void multiply(const RunContext& ctx, ConstView y, FloatView x);
-/// Rows t of x times sqrt(weights[t]).
-void scale_rows(std::span<const float> weights, FloatView x);
+/// Rows t of x times sqrt(weights[t]); no weights: nothing.
+void scale_rows(const RunContext& ctx, std::span<const float> weights, FloatView x);
+/// D / max(|y_f,t|^2, |x_q,t|^2) for every token t: an error on the residual stream counts relative
+/// to the stream, as the norm in front of the next layer will see it. Without it a few tokens with
+/// massive activations outweigh all others; with the original's norm alone, a token that is massive
+/// only in the quantized model would.
+/// Shapes    y_f, x_q [t, D].
+[[nodiscard]] std::vector<float> token_weights(const RunContext& ctx, ConstView y_f, ConstView x_q);
+/// Sum over tokens of | x / |x| - y / |y| |^2: 0 to 4 each.
+[[nodiscard]] double squared_angles(const RunContext& ctx, ConstView x, ConstView y);
 /// Sum of squares of each column.
 [[nodiscard]] std::vector<float> column_energies(ConstView w);
 /// Sum of products, in f64.

@@ -29,15 +29,18 @@ class ValueOutput final : public Coupled {
 
   double energy(const RunContext& ctx, const SequenceChunk& chunk,
                 const BlockWeights& /*w*/) const override {
-    return squared_norm(ctx, chunk.y_f);
+    return weighted_squared_norm(ctx, chunk.weights, chunk.y_f);
   }
 
   double descent(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
-                 Role /*role*/, FloatView descent) const override {
+                 Role /*role*/, FloatView descent, Factors* factors) const override {
     const Prepared p = prepare(ctx, chunk, w);
-    const Mat r = residual(ctx, chunk, w, p);
+    Mat r = residual(ctx, chunk, w, p);
+    const double error = squared_norm(ctx, r);
+    scale_rows(ctx, chunk.weights, r);
     adjoint(ctx, w, p, r, descent);
-    return squared_norm(ctx, r);
+    if (factors != nullptr) add_factors(ctx, chunk, w, p, *factors);
+    return error;
   }
 
   double curvature(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
@@ -49,44 +52,16 @@ class ValueOutput final : public Coupled {
     forward_.attend(ctx, p.q, p.k, v, z);
     Mat out = Mat::uninitialized(p.a.rows(), config_.hidden);
     linalg::gemm_nt(ctx, 1.0F, z, w[Role::kO], 0.0F, out, tile());
+    scale_rows(ctx, chunk.weights, out);
+    const double energy = squared_norm(ctx, out);
+    scale_rows(ctx, chunk.weights, out);
     adjoint(ctx, w, p, out, product);
-    return squared_norm(ctx, out);
+    return energy;
   }
 
   Factors start_factors(Role /*role*/) const override {
     const int64_t n = config_.kv_heads * config_.head_dim;
     return {.input = Mat(config_.hidden, config_.hidden), .output = Mat(n, n)};
-  }
-
-  // Inputs of v as the heads see them: sum_h |Wo_h|^2 (P_h a)^T (P_h a).
-  void add_factors(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
-                   Role /*role*/, Factors& sums) const override {
-    const Prepared p = prepare(ctx, chunk, w);
-    const int64_t d = config_.head_dim;
-    const int64_t length = forward_.tiling().seq_len;
-    const std::vector<float> head_energy = head_energies(w);
-    const int64_t group = config_.heads / config_.kv_heads;
-    // Slab by slab, so that the order of the sums does not depend on the size of the chunk.
-    const int64_t slab = std::min(forward_.tiling().slab_rows, p.a.rows());
-    Mat mixed = Mat::uninitialized(slab, config_.hidden);
-    for (int64_t first = 0; first < p.a.rows(); first += slab) {
-      const int64_t rows = std::min(slab, p.a.rows() - first);
-      for (int64_t head = 0; head < config_.heads; ++head) {
-        const float scale = std::sqrt(head_energy[static_cast<size_t>(head)]);
-        linalg::parallel_for(ctx, rows / length, [&](int64_t sequence) {
-          const int64_t r0 = first + sequence * length;
-          nn::AttentionScratch scratch;
-          const FloatView out = mixed.view().rows_range(sequence * length, length);
-          nn::causal_attention(p.q.view().rows_range(r0, length).cols_range(head * d, d),
-                               p.k.view().rows_range(r0, length).cols_range(head / group * d, d),
-                               p.a.view().rows_range(r0, length), out, scratch);
-          for (int64_t r = 0; r < length; ++r) {
-            for (int64_t c = 0; c < out.cols(); ++c) out(r, c) *= scale;
-          }
-        });
-        linalg::add_gram(ctx, mixed.view().rows_range(0, rows), slab, sums.input);
-      }
-    }
   }
 
   void finish_factors(const RunContext& ctx, const BlockWeights& w, Role /*role*/, int64_t tokens,
@@ -149,7 +124,41 @@ class ValueOutput final : public Coupled {
     return p;
   }
 
-  // y_f - (x_q + z Wo^T)
+  // Inputs of v as the heads see them: sum_h |Wo_h|^2 (P_h a)^T (P_h a).
+  void add_factors(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
+                   const Prepared& p, Factors& sums) const {
+    const int64_t d = config_.head_dim;
+    const int64_t length = forward_.tiling().seq_len;
+    const std::vector<float> head_energy = head_energies(w);
+    const int64_t group = config_.heads / config_.kv_heads;
+    // Slab by slab, so that the order of the sums does not depend on the size of the chunk.
+    const int64_t slab = std::min(forward_.tiling().slab_rows, p.a.rows());
+    Mat mixed = Mat::uninitialized(slab, config_.hidden);
+    for (int64_t first = 0; first < p.a.rows(); first += slab) {
+      const int64_t rows = std::min(slab, p.a.rows() - first);
+      for (int64_t head = 0; head < config_.heads; ++head) {
+        const float scale = std::sqrt(head_energy[static_cast<size_t>(head)]);
+        linalg::parallel_for(ctx, rows / length, [&](int64_t sequence) {
+          const int64_t r0 = first + sequence * length;
+          nn::AttentionScratch scratch;
+          const FloatView out = mixed.view().rows_range(sequence * length, length);
+          nn::causal_attention(p.q.view().rows_range(r0, length).cols_range(head * d, d),
+                               p.k.view().rows_range(r0, length).cols_range(head / group * d, d),
+                               p.a.view().rows_range(r0, length), out, scratch);
+          for (int64_t r = 0; r < length; ++r) {
+            for (int64_t c = 0; c < out.cols(); ++c) out(r, c) *= scale;
+          }
+        });
+        if (!chunk.weights.empty()) {
+          scale_rows(ctx, chunk.weights.subspan(static_cast<size_t>(first)),
+                     mixed.view().rows_range(0, rows));
+        }
+        linalg::add_gram(ctx, mixed.view().rows_range(0, rows), slab, sums.input);
+      }
+    }
+  }
+
+  // y_f - (x_q + z Wo^T), weighted
   Mat residual(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
                const Prepared& p) const {
     Mat v = Mat::uninitialized(p.a.rows(), config_.kv_heads * config_.head_dim);
@@ -159,6 +168,7 @@ class ValueOutput final : public Coupled {
     Mat r = Mat::uninitialized(p.a.rows(), config_.hidden);
     subtract(ctx, chunk.y_f, chunk.x_q, r);
     linalg::gemm_nt(ctx, -1.0F, z, w[Role::kO], 1.0F, r, tile());
+    scale_rows(ctx, chunk.weights, r);
     return r;
   }
 

@@ -1,0 +1,69 @@
+"""Runs of lpcd that the comparisons of this folder share: each is kept in a folder of its own and used again."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def run(*command):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def add_arguments(parser, samples=128):
+    parser.add_argument("--lpcd", default=HERE.parent / "build" / "bin" / "lpcd")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--calib", required=True, help="calibration text, or self")
+    parser.add_argument("--group", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=samples)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/tmp/lpcd-bench"))
+
+
+class Runs:
+    def __init__(self, args):
+        self.args = args
+        args.work.mkdir(parents=True, exist_ok=True)
+
+    def quantize(self, name, bits, flags, extra=(), seed=None, samples=None, calib=None):
+        """Folder of the model quantized with `flags`, which `name` stands for."""
+        a = self.args
+        seed = a.seed if seed is None else seed
+        samples = a.samples if samples is None else samples
+        calib = a.calib if calib is None else calib
+        tag = "-".join(map(str, [name, bits, a.group, samples, seed, *extra]))
+        if calib != a.calib:
+            tag += f"-{calib}"
+        out = a.work / "".join(c if c.isalnum() else "_" for c in tag)
+        run(a.lpcd, "quantize", a.model, "--out", out, "--format", f"gptq:{bits},g{a.group}", "--calib", calib,
+            "--samples", samples, "--seq-len", a.seq_len, "--seed", seed, "--quiet", "--resume", *flags,
+            *extra)  # fmt: skip
+        return out
+
+    def divergence(self, out, text, max_tokens):
+        """Perplexity and divergence from the original, as `lpcd eval --json` reports them."""
+        report = out / "eval.json"
+        if not report.exists():
+            report.write_text(run(self.args.lpcd, "eval", out, "--reference", self.args.model, "--ppl", text,
+                                  "--max-tokens", max_tokens, "--seq-len", self.args.seq_len, "--json",
+                                  "--quiet"))  # fmt: skip
+        return json.loads(report.read_text())
+
+    def tasks(self, model, files, limit):
+        """Accuracies on the first `limit` items of the files; 0: all."""
+        folder = pathlib.Path(model)
+        report = (folder if folder.is_dir() else self.args.work) / f"tasks-{limit}.json"
+        if not report.exists():
+            report.write_text(run(self.args.lpcd, "eval", model, "--tasks", ",".join(map(str, files)), "--task-limit",
+                                  limit, "--json", "--quiet"))  # fmt: skip
+        return json.loads(report.read_text())["tasks"]
+
+
+def record_of(out):
+    return json.loads((out / "record.json").read_text())
