@@ -179,6 +179,7 @@ class QuantizeJob {
     contents.format = &format;
     contents.grid_of = grid_of;
     contents.read_layer = read_layer;
+    contents.max_shard_bytes = max_shard_bytes_;
     return bundle::estimate_bytes(contents);
   }
 

@@ -183,11 +183,7 @@ void add_companions(const DirectoryContents& contents, const std::string& direct
 }  // namespace
 
 uint64_t estimate_bytes(const DirectoryContents& contents) {
-  uint64_t sum = 0;
-  for (const io::TensorProducer& t : list_tensors(contents, nullptr)) {
-    sum += static_cast<uint64_t>(t.info.bytes());
-  }
-  return sum;
+  return io::safetensors_bytes(list_tensors(contents, nullptr), contents.max_shard_bytes);
 }
 
 void write_hf_directory(const RunContext& ctx, const DirectoryContents& contents,

@@ -71,4 +71,8 @@ void write_safetensors(const std::string& directory, const std::string& stem,
                        std::vector<TensorProducer> tensors, uint64_t max_shard_bytes,
                        PendingFiles& pending);
 
+/// Bytes of the files, without the index, that write_safetensors() would write; no producer runs.
+[[nodiscard]] uint64_t safetensors_bytes(std::vector<TensorProducer> tensors,
+                                         uint64_t max_shard_bytes);
+
 }  // namespace lpcd::io

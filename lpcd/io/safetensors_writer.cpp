@@ -82,12 +82,16 @@ std::string header_of(const Shard& tensors) {
   return length + json;
 }
 
-AtomicFile write_shard(const std::string& path, Shard tensors) {
+void put_in_file_order(Shard& tensors) {
   std::ranges::sort(tensors, [](const TensorProducer& a, const TensorProducer& b) {
     const int rank_a = file_rank(a.info.dtype);
     const int rank_b = file_rank(b.info.dtype);
     return rank_a != rank_b ? rank_a < rank_b : a.info.name < b.info.name;
   });
+}
+
+AtomicFile write_shard(const std::string& path, Shard tensors) {
+  put_in_file_order(tensors);
   AtomicFile file(path);
   file.write(header_of(tensors));
   for (TensorProducer& tensor : tensors) {
@@ -115,6 +119,16 @@ AtomicFile write_index(const std::string& path, uint64_t total_bytes,
 }
 
 }  // namespace
+
+uint64_t safetensors_bytes(std::vector<TensorProducer> tensors, uint64_t max_shard_bytes) {
+  uint64_t sum = 0;
+  for (Shard& shard : split(std::move(tensors), max_shard_bytes)) {
+    put_in_file_order(shard);
+    sum += header_of(shard).size();
+    for (const TensorProducer& tensor : shard) sum += data_bytes(tensor);
+  }
+  return sum;
+}
 
 void write_safetensors(const std::string& directory, const std::string& stem,
                        std::vector<TensorProducer> tensors, uint64_t max_shard_bytes,

@@ -57,6 +57,16 @@ float sum_of_squares(const float* HWY_RESTRICT x, int64_t count) {
   return sum;
 }
 
+// f32 within short runs, f64 between them.
+double SquaredNormRow(const float* x, int64_t count) {
+  constexpr int64_t kRun = 1024;
+  double sum = 0;
+  for (int64_t i = 0; i < count; i += kRun) {
+    sum += static_cast<double>(sum_of_squares(x + i, HWY_MIN(kRun, count - i)));
+  }
+  return sum;
+}
+
 void RmsNormRow(const float* x, const float* weight, float eps, int64_t count, float* out) {
   const float mean = sum_of_squares(x, count) / static_cast<float>(count);
   const Vf scale = hn::Set(Df(), 1.0F / std::sqrt(mean + eps));
@@ -198,6 +208,7 @@ HWY_AFTER_NAMESPACE();
 namespace lpcd::nn {
 
 HWY_EXPORT(RmsNormRow);
+HWY_EXPORT(SquaredNormRow);
 HWY_EXPORT(SiluMulRow);
 HWY_EXPORT(SiluRow);
 HWY_EXPORT(SiluSlopeMulRow);
@@ -357,9 +368,7 @@ double squared_distance(ConstView x, ConstView y) {
 double squared_norm(ConstView x) {
   double sum = 0;
   for (int64_t r = 0; r < x.rows(); ++r) {
-    for (int64_t c = 0; c < x.cols(); ++c) {
-      sum += static_cast<double>(x(r, c)) * static_cast<double>(x(r, c));
-    }
+    sum += HWY_DYNAMIC_DISPATCH(SquaredNormRow)(x.row(r), x.cols());
   }
   return sum;
 }

@@ -38,7 +38,7 @@ void subtract(ConstView x, ConstView y, FloatView out);
 
 /// Sum of squared differences, in f64.
 [[nodiscard]] double squared_distance(ConstView x, ConstView y);
-/// Sum of squares, in f64.
+/// Sum of squares: f32 within runs of 1024 elements, f64 between them.
 [[nodiscard]] double squared_norm(ConstView x);
 
 /// Rotary position embedding: angles of every position and pair of channels.

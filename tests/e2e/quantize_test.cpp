@@ -326,6 +326,26 @@ TEST_F(QuantizeTest, DryRunTouchesNothing) {
   EXPECT_FALSE(std::filesystem::exists(o.out));
 }
 
+// What the plan says an output takes is what it takes, to the byte that is printed.
+TEST_F(QuantizeTest, SizesOnDiskAreAsPlanned) {
+  for (const std::string format :
+       {"gptq:3,g32", "gptq:4,g32,v2", "gptq:2,g32,asym", "ct:3,g32", "ct:8,g-1", "dense:fp16"}) {
+    SCOPED_TRACE(format);
+    QuantizeOptions o = options("size" + std::to_string(format.size()) + format.substr(0, 4));
+    o.formats = {format};
+    o.method = Method::kRtn;
+    o.qep = false;
+    o.lpcd = {"none"};
+    o.dry_run = true;
+    const std::string plan = quantize(o, ctx_).plan;
+    o.dry_run = false;
+    const std::string out = quantize(o, ctx_).outputs.at(0);
+    const auto bytes = std::filesystem::file_size(out + "/model.safetensors");
+    EXPECT_NE(plan.find(": " + format_bytes(bytes)), std::string::npos)
+        << plan << format_bytes(bytes);
+  }
+}
+
 TEST_F(QuantizeTest, ContradictingOptionsAreRefusedBeforeAnyWork) {
   const auto refused = [&](auto change, std::string_view part) {
     QuantizeOptions o = options("out");
