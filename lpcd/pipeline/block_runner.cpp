@@ -389,9 +389,8 @@ solve::Metric BlockRunner::metric_of(Mat h, double damping) const {
 }
 
 format::QuantizedMatrix BlockRunner::project(const LayerPlan& layer, ConstView target,
-                                             const solve::Metric& metric, Refine refine) const {
-  solve::ProjectOptions options = project_options(plan_, layer);
-  if (refine == Refine::kNo) options.refine_sweeps = 0;
+                                             const solve::Metric& metric) const {
+  const solve::ProjectOptions options = project_options(plan_, layer);
   auto q = plan_.options.method == Method::kGptq
                ? solve::project_gptq(ctx_, target, metric, options)
                : solve::project_rtn(ctx_, target, metric, options);
@@ -443,32 +442,13 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
                                                const submodules::LayerProblem& problem, Mat& h,
                                                report::LayerRecord& record) {
   Solution best;
-  double best_error = 0;
-  double last_error = std::numeric_limits<double>::infinity();
+  double best_error = std::numeric_limits<double>::infinity();
+  double last_error = best_error;
   const bool judged = problem.has_held_out();
-  const Mat missing = judged ? submodules::missing_output(ctx_, problem, problem.held_out) : Mat();
-  const auto error_of = [&](const format::QuantizedMatrix& q) {
-    return submodules::layer_error(ctx_, problem, problem.held_out, missing, q.decode());
-  };
-  const auto consider = [&](Solution&& trial, double strength, double lambda, bool refined) {
-    const double error = judged ? error_of(trial.quantized) : 0;
-    if (judged) {
-      record.candidates.push_back({.target = "layer",
-                                   .metric = "inputs",
-                                   .refined = refined,
-                                   .percdamp = trial.damping,
-                                   .strength = strength,
-                                   .held_out = error});
-    }
-    if (best.quantized.rows == 0 || error < best_error || !judged) {
-      for (report::Candidate& c : record.candidates) c.chosen = false;
-      if (judged) record.candidates.back().chosen = true;
-      record.damping = lambda;
-      record.strength = strength;
-      best = std::move(trial);
-      best_error = error;
-    }
-    return error;
+  const Mat missing =
+      judged ? submodules::missing_output(ctx_, problem, problem.held_out) : Mat();
+  const auto put = [&](ConstView target, const solve::Metric& metric) {
+    return project(layer, target, metric);
   };
   // From the weakest damping up, until it gets worse.
   for (const double damping : plan_.dampings) {
@@ -476,9 +456,6 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
     Solution trial{.damping = damping};
     double strength = 0;
     if (plan_.solver.reference) {
-      const auto put = [&](ConstView target, const solve::Metric& in) {
-        return project(layer, target, in);
-      };
       trial.quantized =
           layer.submodule->solve_as_reference(ctx_, problem, metric, plan_.solver, put, record);
       strength = record.strength;
@@ -487,24 +464,30 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
           submodules::correct(ctx_, problem, metric, layer.submodule->strength(plan_.solver));
       trial.target = std::move(target.weight);
       strength = target.strength;
-      trial.quantized = project(layer, trial.target, metric, Refine::kNo);
+      trial.quantized = put(trial.target, metric);
     }
-    const double error = consider(std::move(trial), strength, metric.factor.lambda, false);
-    if (best.damping == damping) record.damping_raised = metric.factor.raised;
+    const double error = judged ? submodules::layer_error(ctx_, problem, problem.held_out, missing,
+                                                          trial.quantized.decode())
+                                : 0;
+    if (judged) {
+      record.candidates.push_back({.target = "layer",
+                                   .metric = "inputs",
+                                   .percdamp = damping,
+                                   .strength = strength,
+                                   .held_out = error});
+    }
+    if (best.quantized.rows == 0 || error < best_error) {
+      for (report::Candidate& c : record.candidates) c.chosen = false;
+      if (judged) record.candidates.back().chosen = true;
+      record.damping = metric.factor.lambda;
+      record.damping_raised = metric.factor.raised;
+      record.strength = strength;
+      best = std::move(trial);
+      best_error = error;
+    }
     h = std::move(metric.h);
     if (error > last_error) break;
     last_error = error;
-  }
-  const int sweeps = project_options(plan_, layer).refine_sweeps;
-  if (sweeps > 0 && !plan_.solver.reference) {
-    solve::Metric metric{.h = std::move(h)};
-    metric.factor.lambda = record.damping;
-    Solution trial{.target = best.target.clone(),
-                   .quantized = best.quantized.clone(),
-                   .damping = best.damping};
-    solve::refine(ctx_, trial.target, metric, sweeps, trial.quantized);
-    (void)consider(std::move(trial), record.strength, record.damping, true);
-    h = std::move(metric.h);
   }
   // Relative to what the original gives, where that is known.
   const submodules::LayerMoments& known = problem.solve;

@@ -98,10 +98,8 @@ class BlockRunner {
 
   /// Rows [r0, r0 + n) of the primary stream after the attention norm, in aq_.
   [[nodiscard]] FloatView primary_attention_norm(int64_t r0, int64_t n);
-  enum class Refine { kNo, kAsPlanned };
   [[nodiscard]] format::QuantizedMatrix project(const LayerPlan& layer, ConstView target,
-                                                const solve::Metric& metric,
-                                                Refine refine = Refine::kAsPlanned) const;
+                                                const solve::Metric& metric) const;
   [[nodiscard]] solve::Metric metric_of(Mat h, double damping) const;
   /// body(part, first row, rows)
   template <typename Body>

@@ -286,19 +286,19 @@ double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs, in
   const auto n = static_cast<double>(outputs);
   const auto k = static_cast<double>(inputs);
   const int64_t group = layer.grid.group_length(inputs);
-  const auto dampings = static_cast<double>(plan.dampings.size());
+  // As a rule the error rises before the last of many.
+  const auto dampings = std::min(3.0, static_cast<double>(plan.dampings.size()));
   double per_weight = k;  // GPTQ: each error goes to the columns behind
   if (o.method == Method::kRtn) per_weight = 0;
   // Each candidate rounds the group with error feedback inside it.
   constexpr double kCandidates = 24;
   if (o.scale_search && group <= 256) per_weight += kCandidates * static_cast<double>(group);
+  // The gradient, then two products per sweep: after the scales and after the codes.
+  if (o.refine > 0 && o.method == Method::kGptq) per_weight += 2 * k * (1 + 2 * o.refine);
   if (layer.cross.input) per_weight += 2 * k;
   if (layer.cross.input || layer.cross.output != CrossMoments::Output::kNone) per_weight += 2 * k;
   const double cholesky = k * k * k;  // with inverse, and reading them once
-  // Refinement: the gradient, then two products per sweep, after the scales and after the codes.
-  const double sweeps = o.method == Method::kGptq ? o.refine : 0;
-  const double refine = sweeps > 0 ? n * k * 2 * k * (1 + 2 * sweeps) : 0;
-  return dampings * (cholesky + n * k * per_weight) + refine;
+  return dampings * (cholesky + n * k * per_weight);
 }
 
 // On held-out sequences: descent, curvature and candidates.

@@ -10,7 +10,6 @@ Json to_json(const std::vector<Candidate>& candidates) {
   for (const Candidate& c : candidates) {
     list.push_back({{"target", c.target},
                     {"metric", c.metric},
-                    {"refined", c.refined},
                     {"percdamp", c.percdamp},
                     {"strength", c.strength},
                     {"held_out", c.held_out},

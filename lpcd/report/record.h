@@ -11,7 +11,6 @@ namespace lpcd::report {
 struct Candidate {
   std::string target;    ///< what was projected: "layer" or "submodule"
   std::string metric;    ///< "inputs" (H), or "submodule" (weighted as the submodule sees them)
-  bool refined = false;  ///< after refinement on the grid
   double percdamp = 0;   ///< damping relative to the mean diagonal
   double strength = 0;   ///< share of the correction or relaxation in the target
   double held_out = 0;   ///< objective on the held-out sequences; comparable within a list only
