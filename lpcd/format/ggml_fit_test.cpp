@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::array kTypes = {DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1,
                                DType::kQ8_0, DType::kQ2_K, DType::kQ3_K, DType::kQ4_K,
-                               DType::kQ5_K, DType::kQ6_K};
+                               DType::kQ5_K, DType::kQ6_K, DType::kQ2_0};
 
 Mat random_rows(int64_t rows, int64_t cols, unsigned seed) {
   std::mt19937 rng(seed);

@@ -22,17 +22,19 @@ std::vector<std::byte> encode_exactly(const QuantizedMatrix& q, DType type) {
   const int64_t length = q.spec.group_length(q.cols);
   std::vector<std::byte> out(static_cast<size_t>(q.rows * (q.cols / grid.length)) * bytes);
   std::vector<uint8_t> codes(static_cast<size_t>(grid.length));
+  // Codes around zero reach from -2 to 1, those of Q2_0 from -1 to 2.
+  const bool mirrored = type == DType::kQ2_0;
   std::byte* block = out.data();
   for (int64_t n = 0; n < q.rows; ++n) {
     for (int64_t k = 0; k < q.cols; k += grid.length, block += bytes) {
       const int64_t group = k / length;
       const int zero = q.zeros[static_cast<size_t>(group * q.rows + n)];
       for (int64_t i = 0; i < grid.length; ++i) {
-        codes[static_cast<size_t>(i)] = static_cast<uint8_t>(
-            q.codes[static_cast<size_t>(n * q.cols + k + i)] - zero + grid.zero);
+        const int code = q.codes[static_cast<size_t>(n * q.cols + k + i)] - zero;
+        codes[static_cast<size_t>(i)] = static_cast<uint8_t>(grid.zero + (mirrored ? -code : code));
       }
       GgmlBlockFields fields;
-      fields.d = f32_to_f16(q.scales(group, n));
+      fields.d = f32_to_f16(mirrored ? -q.scales(group, n) : q.scales(group, n));
       encode_ggml_block(type, fields, codes, {block, bytes});
     }
   }
@@ -116,6 +118,7 @@ std::optional<DType> exact_ggml_type(const GridSpec& grid, int64_t cols) {
   if (grid.block) return grid.block;
   if (cols % 32 != 0 || grid.group_length(cols) % 32 != 0) return std::nullopt;
   if (!grid.symmetric) return grid.bits <= 7 ? std::optional(DType::kQ8_0) : std::nullopt;
+  if (grid.bits == 2 && cols % 64 == 0 && grid.group_length(cols) % 64 == 0) return DType::kQ2_0;
   if (grid.bits <= 4) return DType::kQ4_0;
   return grid.bits == 5 ? DType::kQ5_0 : DType::kQ8_0;
 }

@@ -14,7 +14,8 @@ struct Mix {
   int64_t file_type;  // llama.cpp's LLAMA_FTYPE_MOSTLY_...
 };
 
-constexpr std::array<Mix, 14> kMixes = {{
+constexpr std::array<Mix, 15> kMixes = {{
+    {"q2_0", DType::kQ2_0, 41},
     {"q4_0", DType::kQ4_0, 2},
     {"q4_1", DType::kQ4_1, 3},
     {"q5_0", DType::kQ5_0, 8},
@@ -68,6 +69,8 @@ DType mixed(std::string_view name, const TensorPlace& p) {
       if (name == "q5_k_s" && i < n / 8) return DType::kQ6_K;
       if (medium && more_bits(i, n)) return DType::kQ6_K;
       return base;
+    case Kind::kEmbedding:
+      return name == "q2_0" ? DType::kQ4_K : base;
     default:
       return base;
   }
@@ -127,6 +130,7 @@ DType Recipe::fallback(DType type, int64_t cols) {
   if (holds(type)) return type;
   DType next = DType::kF16;
   switch (type) {
+    case DType::kQ2_0:
     case DType::kQ2_K:
     case DType::kQ3_K:
       next = DType::kQ4_0;

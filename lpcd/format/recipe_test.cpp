@@ -64,22 +64,26 @@ TEST(Recipe, RowsThatBlocksDoNotDivideFallBack) {
   EXPECT_EQ(type_of("q6_k", Kind::kQuery, 5, 32, 576), DType::kQ8_0);
   EXPECT_EQ(type_of("q4_k_m", Kind::kHead, 0, 32, 576), DType::kQ8_0);
   EXPECT_EQ(type_of("q4_0", Kind::kQuery, 0, 32, 100), DType::kF16);
+  EXPECT_EQ(type_of("q2_0", Kind::kQuery, 0, 32, 576), DType::kQ2_0);
+  EXPECT_EQ(type_of("q2_0", Kind::kQuery, 0, 32, 96), DType::kQ4_0);
+  EXPECT_EQ(type_of("q2_0", Kind::kEmbedding, 0, 32, 512), DType::kQ4_K);
   EXPECT_EQ(type_of("q2_k", Kind::kQuery, 0, 32, 100), DType::kF16);
 }
 
 // Integer grids in GGUF: the same weights, to the last bit.
 TEST(GgufFormat, CodesMoveIntoBlocksWithoutLoss) {
   std::mt19937 rng(4);
+  constexpr int64_t kCols = 192;
   for (const int bits : {2, 3, 4, 5, 6, 7, 8}) {
     for (const bool symmetric : {true, false}) {
       for (const int64_t group : {-1, 32, 64}) {
         const GridSpec spec{.bits = bits, .group_size = group, .symmetric = symmetric};
-        const auto type = exact_ggml_type(spec, 96);
+        const auto type = exact_ggml_type(spec, kCols);
         if (bits == 8 && !symmetric) {
           EXPECT_FALSE(type);
           continue;
         }
-        QuantizedMatrix q(spec, 5, 96);
+        QuantizedMatrix q(spec, 5, kCols);
         for (uint8_t& c : q.codes) c = static_cast<uint8_t>(rng() % (1U << bits));
         for (uint8_t& z : q.zeros) {
           z = static_cast<uint8_t>(symmetric ? 1U << (bits - 1) : rng() % (1U << bits));
@@ -90,13 +94,16 @@ TEST(GgufFormat, CodesMoveIntoBlocksWithoutLoss) {
         q.scales.data()[0] *= -1;
         const auto tensors = parse_output_format("gguf:exact")->encode("w", q);
         ASSERT_EQ(tensors[0].info.dtype, *type);
-        std::vector<float> out(5 * 96);
+        std::vector<float> out(5 * kCols);
         decode_ggml_blocks(*type, tensors[0].data, out);
         const Mat expected = q.decode();
         for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i], expected.data()[i]) << bits;
       }
     }
   }
+  EXPECT_EQ(exact_ggml_type({.bits = 2, .group_size = 64}, 128), DType::kQ2_0);
+  EXPECT_EQ(exact_ggml_type({.bits = 2, .group_size = 32}, 128), DType::kQ4_0);
+  EXPECT_EQ(exact_ggml_type({.bits = 2, .group_size = -1}, 96), DType::kQ4_0);
   EXPECT_EQ(exact_ggml_type({.bits = 3, .group_size = 64}, 128), DType::kQ4_0);
   EXPECT_EQ(exact_ggml_type({.bits = 5, .group_size = 64}, 128), DType::kQ5_0);
   EXPECT_FALSE(exact_ggml_type({.bits = 4, .group_size = 48}, 96));

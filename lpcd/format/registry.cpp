@@ -14,7 +14,8 @@ std::span<const FormatFamily> format_families() {
       {"gptq", "gptq:4,g128", "gptq:2|3|4|8,gGROUP[,asym][,v2]", &parse_gptq},
       {"ct", "ct:4,g128", "ct:2..8,gGROUP[,asym]", &parse_compressed_tensors},
       {"gguf", "gguf:q4_k_m",
-       "gguf:q2_k|q3_k_s|q3_k_m|q3_k_l|q4_k_s|q4_k_m|q5_k_s|q5_k_m|q6_k|q4_0|q4_1|q5_0|q5_1|q8_0[,"
+       "gguf:q2_k|q3_k_s|q3_k_m|q3_k_l|q4_k_s|q4_k_m|q5_k_s|q5_k_m|q6_k|q2_0|q4_0|q4_1|q5_0|q5_1|"
+       "q8_0[,"
        "pure] "
        "or gguf:exact|f16|bf16|f32",
        &parse_gguf},

@@ -23,7 +23,7 @@ using GgufValue = std::variant<bool, int64_t, uint64_t, double, std::string, std
 /// A GGUF file, version 2 or 3, little endian: metadata and tensors.
 ///
 /// Tensor shapes are given outermost first, as everywhere in lpcd: GGUF's ne = [K, N] is [N, K].
-/// Types: F32, F16, BF16, F64, I8..I64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K..Q6_K; a tensor of
+/// Types: F32, F16, BF16, F64, I8..I64, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K..Q6_K; a tensor of
 /// another type is refused by name.
 /// Memory    metadata is read as a whole, tensors are mapped.
 /// Errors    kBadFile naming the field for every malformed header (counts, string and array

@@ -26,7 +26,7 @@ struct TensorType {
   std::optional<DType> dtype;  // nothing: a type of ggml that lpcd does not read
 };
 
-constexpr std::array<TensorType, 36> kTensorTypes = {{
+constexpr std::array<TensorType, 37> kTensorTypes = {{
     {0, "F32", DType::kF32},
     {1, "F16", DType::kF16},
     {2, "Q4_0", DType::kQ4_0},
@@ -63,6 +63,7 @@ constexpr std::array<TensorType, 36> kTensorTypes = {{
     {39, "MXFP4", {}},
     {40, "NVFP4", {}},
     {41, "Q1_0", {}},
+    {42, "Q2_0", DType::kQ2_0},
 }};
 
 /// Reads forward through the file; `what` names the field when the file ends before it does.

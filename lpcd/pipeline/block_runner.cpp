@@ -445,8 +445,7 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
   double best_error = std::numeric_limits<double>::infinity();
   double last_error = best_error;
   const bool judged = problem.has_held_out();
-  const Mat missing =
-      judged ? submodules::missing_output(ctx_, problem, problem.held_out) : Mat();
+  const Mat missing = judged ? submodules::missing_output(ctx_, problem, problem.held_out) : Mat();
   const auto put = [&](ConstView target, const solve::Metric& metric) {
     return project(layer, target, metric);
   };

@@ -332,7 +332,7 @@ TEST(Refine, LeavesNearestCodesAlone) {
 
 constexpr std::array kBlockTypes = {DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1,
                                     DType::kQ8_0, DType::kQ2_K, DType::kQ3_K, DType::kQ4_K,
-                                    DType::kQ5_K, DType::kQ6_K};
+                                    DType::kQ5_K, DType::kQ6_K, DType::kQ2_0};
 
 ProjectOptions block_options(DType type, bool search = false, int sweeps = 0) {
   ProjectOptions options;

@@ -32,6 +32,7 @@ enum class DType : uint8_t {
   kQ4_K,
   kQ5_K,
   kQ6_K,
+  kQ2_0,
 };
 
 /// Storage layout of a type: `block_bytes` bytes hold `block_elems` consecutive elements.

@@ -14,11 +14,12 @@
 namespace lpcd {
 namespace {
 
-constexpr size_t kShort = 32;   // elements of a Q4_0 .. Q8_0 block
-constexpr size_t kLong = 256;   // elements of a K block
-constexpr size_t kSub16 = 16;   // elements per scale in Q2_K, Q3_K, Q6_K
-constexpr size_t kSub32 = 32;   // elements per scale in Q4_K, Q5_K
-constexpr size_t kScales = 12;  // bytes of packed 6-bit scales
+constexpr size_t kQuarters = 64;  // elements of a Q2_0 block
+constexpr size_t kShort = 32;     // elements of a Q4_0 .. Q8_0 block
+constexpr size_t kLong = 256;     // elements of a K block
+constexpr size_t kSub16 = 16;     // elements per scale in Q2_K, Q3_K, Q6_K
+constexpr size_t kSub32 = 32;     // elements per scale in Q4_K, Q5_K
+constexpr size_t kScales = 12;    // bytes of packed 6-bit scales
 
 float load_f16(const uint8_t* p) {
   uint16_t bits;
@@ -97,6 +98,18 @@ void decode_q8_0(const uint8_t* block, float* out) {
   std::array<int8_t, kShort> q;
   std::memcpy(q.data(), block + 2, kShort);
   scale_codes<kShort>(q.data(), load_f16(block), out);
+}
+
+void unpack_quarters(const uint8_t* packed, uint8_t* q) {
+  for (size_t i = 0; i < kQuarters; ++i) q[i] = packed[i / 4] >> (2 * (i % 4)) & 3U;
+}
+
+void decode_q2_0(const uint8_t* block, float* out) {
+  std::array<uint8_t, kQuarters> q;
+  unpack_quarters(block + 2, q.data());
+  std::array<int8_t, kQuarters> centred;
+  for (size_t i = 0; i < kQuarters; ++i) centred[i] = static_cast<int8_t>(q[i] - 1);
+  scale_codes<kQuarters>(centred.data(), load_f16(block), out);
 }
 
 void decode_q2_k(const uint8_t* block, float* out) {
@@ -225,6 +238,8 @@ BlockDecoder decoder_of(DType type) {
       return decode_q5_k;
     case DType::kQ6_K:
       return decode_q6_k;
+    case DType::kQ2_0:
+      return decode_q2_0;
     default:
       return nullptr;
   }
@@ -303,7 +318,7 @@ void pack_scales_and_mins(const GgmlBlockFields& f, uint8_t* packed) {
 
 constexpr size_t kFirstBlockType = static_cast<size_t>(DType::kQ4_0);
 // In the order of the enumerators.
-constexpr std::array<GgmlGrid, 10> kGrids = {{
+constexpr std::array<GgmlGrid, 11> kGrids = {{
     {32, 32, 15, 8, false, 0, 0},         // Q4_0
     {32, 32, 15, 0, true, 0, 0},          // Q4_1
     {32, 32, 31, 16, false, 0, 0},        // Q5_0
@@ -314,6 +329,7 @@ constexpr std::array<GgmlGrid, 10> kGrids = {{
     {256, 32, 15, 0, true, 0, 63},        // Q4_K
     {256, 32, 31, 0, true, 0, 63},        // Q5_K
     {256, 16, 63, 32, false, -128, 127},  // Q6_K
+    {64, 64, 3, 1, false, 0, 0},          // Q2_0
 }};
 
 }  // namespace
@@ -396,6 +412,12 @@ void encode_ggml_block(DType type, const GgmlBlockFields& f, std::span<const uin
       pack_pairs(q, 4, p + 128);
       std::memcpy(p + 192, f.scales.data(), 16);
       store_u16(p + 208, f.d);
+      break;
+    case DType::kQ2_0:
+      store_u16(p, f.d);
+      for (size_t i = 0; i < kQuarters; i += 4) {
+        p[2 + i / 4] = static_cast<uint8_t>(q[i] | q[i + 1] << 2 | q[i + 2] << 4 | q[i + 3] << 6);
+      }
       break;
     default:
       LPCD_CHECK(false);
@@ -487,6 +509,10 @@ void unpack_ggml_block(DType type, std::span<const std::byte> block, GgmlBlockFi
       f.d = load_u16(p + 208);
       break;
     }
+    case DType::kQ2_0:
+      f.d = load_u16(p);
+      unpack_quarters(p + 2, q);
+      break;
     default:
       LPCD_CHECK(false);
   }

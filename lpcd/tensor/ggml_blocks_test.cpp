@@ -17,7 +17,7 @@ namespace {
 
 constexpr std::array kBlockTypes = {DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1,
                                     DType::kQ8_0, DType::kQ2_K, DType::kQ3_K, DType::kQ4_K,
-                                    DType::kQ5_K, DType::kQ6_K};
+                                    DType::kQ5_K, DType::kQ6_K, DType::kQ2_0};
 
 /// A block seen as the format description has it: element by element, bit by bit. It shares no
 /// step with the decoders, which work by whole runs.
@@ -54,6 +54,8 @@ class Block {
         const int low = bytes_[64 * (e / 128) + e % 64] >> (e % 128 < 64 ? 0 : 4) & 15;
         return half(208) * number(signed_byte(192 + e / 16)) * number(low + 16 * pair(128, e) - 32);
       }
+      case DType::kQ2_0:
+        return half(0) * number((bytes_[2 + e / 4] >> (2 * (e % 4)) & 3) - 1);
       default:
         return 0;
     }

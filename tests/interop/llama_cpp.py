@@ -48,10 +48,12 @@ with tempfile.TemporaryDirectory() as temporary:
     for i, model in enumerate(filter(None, models)):
         run(LPCD, "export", model, "--format", "gguf:f32", "--out", work / f"f32-{i}", "--quiet")
         compare(work, text, next((work / f"f32-{i}").glob("*.gguf")), 1e-3)
-        for kind in ["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "exact"]:
+        for kind in ["q2_0", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "exact",
+                     "exact 2"]:  # fmt: skip
             if i > 0 and kind not in ("q4_k_m", "exact"):  # a real model takes long
                 continue
-            out = work / f"{kind}-{i}"
-            run(LPCD, "quantize", model, "--out", out, "--format", f"gguf:{kind}", "--method", "rtn", "--qep", "off",
-                "--lpcd", "none", "--group-size", 64, "--bits", 4, "--for", "llama.cpp", "--quiet")  # fmt: skip
+            out = work / f"{kind.replace(' ', '')}-{i}"
+            name, bits = (kind.split() + [4])[:2]
+            run(LPCD, "quantize", model, "--out", out, "--format", f"gguf:{name}", "--method", "rtn", "--qep", "off",
+                "--lpcd", "none", "--group-size", 64, "--bits", bits, "--for", "llama.cpp", "--quiet")  # fmt: skip
             compare(work, text, next(out.glob("*.gguf")), 0.05)
