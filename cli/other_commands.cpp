@@ -63,7 +63,9 @@ class ExportCommand final : public Command {
     require(options_.source, "export needs a RUN; see lpcd export --help");
     require(options_.format, "export needs --format F; see lpcd export --help");
     ProgressLine progress(quiet_);
-    export_model(options_, context(environment, progress));
+    const std::string path = export_model(options_, context(environment, progress));
+    progress.finish();
+    fmt::print("{}\n", path);
     return 0;
   }
 

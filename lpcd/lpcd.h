@@ -169,10 +169,11 @@ struct ExportOptions {
 };
 
 /// Writes a finished run in another format that stores its grid, or converts an unquantized model
-/// to `dense` or to a GGUF file of plain floats. Nothing is quantized again.
-/// Errors    kBadOption when the format has another grid than the run (the message says which
+/// to `dense` or to a GGUF file of plain floats. Nothing is quantized again. Returns the path of
+/// the directory or file that was written. Errors    kBadOption when the format has another grid
+/// than the run (the message says which
 ///           command would make it); kOutputExists.
-void export_model(const ExportOptions& options, const RunContext& ctx);
+std::string export_model(const ExportOptions& options, const RunContext& ctx);
 
 struct InspectResult {
   std::string summary;

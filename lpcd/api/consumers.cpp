@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <bit>
 #include <set>
 
 #include "lpcd/base/options.h"
@@ -40,12 +41,19 @@ class Check {
   }
 
   void transformers() const {
-    if (family_ != "ct") return;
+    const pipeline::LayerPlan& first = plan_.layers[0][0];
     for (const auto& block : plan_.layers) {
       for (const pipeline::LayerPlan& layer : block) {
-        if (layer.grid.symmetric) continue;
-        refuse(layer.name, "transformers 5.23 does not load asymmetric compressed-tensors models",
-               "a symmetric grid, or gptq");
+        if (family_ == "ct" && !layer.grid.symmetric) {
+          refuse(layer.name, "transformers 5.23 does not load asymmetric compressed-tensors models",
+                 "a symmetric grid, or gptq");
+        }
+        if (family_ == "gptq" && !(layer.grid == first.grid)) {
+          refuse(layer.name,
+                 fmt::format("transformers 5.23 loads gptq with one grid only, and {} has another",
+                             first.name),
+                 "--format ct:BITS,gGROUP, or the same width for all");
+        }
       }
     }
   }
@@ -55,15 +63,15 @@ class Check {
     for (const auto& block : plan_.layers) {
       for (const pipeline::LayerPlan& layer : block) {
         const int64_t g = layer.grid.group_size;
-        if (g != -1 && (g < 16 || g > 1024)) {
-          refuse(layer.name, "GPTQModel takes groups of 16 to 1024, or whole rows", "g128");
-        }
-        const auto shape = model_.config().shape(layer.role);
-        if (shape[0] % 32 != 0 || shape[1] % 32 != 0) {
+        const bool known = g == -1 || (g >= 16 && g <= 1024 && std::has_single_bit(uint64_t(g)));
+        if (!known) {
           refuse(layer.name,
-                 fmt::format("GPTQModel packs multiples of 32, this layer is {} x {}", shape[0],
-                             shape[1]),
-                 "dense:fp16");
+                 "GPTQModel takes groups of 16, 32, 64, 128, 256, 512 or 1024, or whole rows",
+                 "g128");
+        }
+        if (!layer.grid.symmetric && !format_.text().ends_with(",v2")) {
+          refuse(layer.name, "GPTQModel takes asymmetric grids only with v2 zero points",
+                 format_.text() + ",v2");
         }
       }
     }
@@ -87,14 +95,30 @@ class Check {
     if (family_ == "gptq" && ((grid.bits != 4 && grid.bits != 8) || !grid.symmetric)) {
       refuse(layer.name, "vLLM loads GPTQ only at 4 and 8 bits symmetric", as_ct(grid));
     }
+    const auto shape = model_.config().shape(layer.role);
     const int64_t g = grid.group_size;
+    if (g > 0 && shape[1] % g != 0) {
+      refuse(layer.name,
+             fmt::format("vLLM reads whole groups only, and {} inputs leave a part of one of {}",
+                         shape[1], g),
+             "groups that divide the inputs");
+    }
+    const bool fused = layer.role != Role::kO && layer.role != Role::kDown;
+    if (!grid.symmetric && fused && shape[0] * grid.bits % 32 != 0) {
+      refuse(layer.name,
+             fmt::format("vLLM joins it with others, and zero points of {} outputs at {} bits end "
+                         "inside a word",
+                         shape[0], grid.bits),
+             "a symmetric grid");
+    }
     const bool known = g == -1 || g == 32 || g == 64 || g == 128;
     if (!known) {
-      refuse(layer.name,
-             fmt::format("vLLM's kernels take groups of 32, 64 or 128, or whole rows, "
-                         "not {}",
-                         g),
-             "g128");
+      refuse(
+          layer.name,
+          fmt::format("groups of 32, 64 or 128, or whole rows are what vLLM's fast kernels take, "
+                      "not {}",
+                      g),
+          "g128");
     }
   }
 

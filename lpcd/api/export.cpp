@@ -44,8 +44,8 @@ void check_grids(const arch::Model& model, const api::LayerGrids& grids,
   }
 }
 
-void export_run(const RunContext& ctx, const pipeline::Journal& journal,
-                const ExportOptions& options, const format::OutputFormat& format) {
+std::string export_run(const RunContext& ctx, const pipeline::Journal& journal,
+                       const ExportOptions& options, const format::OutputFormat& format) {
   const Json run = journal.read_run();
   const JsonFields fields(run, options.source + "/.lpcd/run.json");
   const std::string path = fields.string_at("model");
@@ -65,27 +65,26 @@ void export_run(const RunContext& ctx, const pipeline::Journal& journal,
   check_grids(model, api::read_grids(journal, model.config().blocks), format,
               numeric.value("grid", "int"), tensor_types, options.source, path);
   const auto tokenizer = bundle::open_tokenizer(model);
-  (void)api::write_output(ctx,
-                          {.model = model,
-                           .tokenizer = tokenizer ? &*tokenizer : nullptr,
-                           .journal = journal,
-                           .tensor_types = tensor_types,
-                           .meta = {{"quantizer", {"lpcd.cpp:" + version()}}},
-                           .max_shard_bytes = parse_bytes(options.shard_size, "shard-size")},
-                          format, options.out);
+  return api::write_output(ctx,
+                           {.model = model,
+                            .tokenizer = tokenizer ? &*tokenizer : nullptr,
+                            .journal = journal,
+                            .tensor_types = tensor_types,
+                            .meta = {{"quantizer", {"lpcd.cpp:" + version()}}},
+                            .max_shard_bytes = parse_bytes(options.shard_size, "shard-size")},
+                           format, options.out);
 }
 
 }  // namespace
 
-void export_model(const ExportOptions& options, const RunContext& outer) {
+std::string export_model(const ExportOptions& options, const RunContext& outer) {
   const RunContext ctx = api::prepared(outer, outer.threads);
   const auto format = format::parse_output_format(options.format);
   if (options.out.empty()) raise(ErrorCode::kBadOption, "export needs --out DIR");
   api::require_empty(options.out);
   const pipeline::Journal journal(options.source);
   if (journal.exists()) {
-    export_run(ctx, journal, options, *format);
-    return;
+    return export_run(ctx, journal, options, *format);
   }
   const arch::Model model = bundle::open_model(options.source);
   const bool plain = format->dense_type().has_value();
@@ -95,9 +94,9 @@ void export_model(const ExportOptions& options, const RunContext& outer) {
   }
   if (format->container() == format::Container::kGguf) {
     io::make_directories(options.out);
-    bundle::write_gguf_file(ctx, {.model = &model, .format = format.get()},
-                            options.out + "/" + bundle::gguf_file_name(model, *format));
-    return;
+    const std::string path = options.out + "/" + bundle::gguf_file_name(model, *format);
+    bundle::write_gguf_file(ctx, {.model = &model, .format = format.get()}, path);
+    return path;
   }
   const auto tokenizer = bundle::open_tokenizer(model);
   bundle::DirectoryContents contents;
@@ -106,6 +105,7 @@ void export_model(const ExportOptions& options, const RunContext& outer) {
   contents.format = format.get();
   contents.max_shard_bytes = parse_bytes(options.shard_size, "shard-size");
   bundle::write_hf_directory(ctx, contents, options.out);
+  return options.out;
 }
 
 }  // namespace lpcd

@@ -197,6 +197,12 @@ class QuantizeJob {
       return calib::sample_from_model(ctx_, model_, tokenizer, d, options_.self_temperature,
                                       plan_.memory_limit / 2);
     }
+    if (options_.calib.find_first_of("./") == std::string::npos && !fs::exists(options_.calib)) {
+      raise(ErrorCode::kBadOption,
+            "--calib: there is no file \"{}\"; give self, or FILE.txt, FILE.jsonl or "
+            "FILE.safetensors",
+            options_.calib);
+    }
     return calib::load_dataset(options_.calib, tokenizer, d);
   }
 

@@ -192,6 +192,7 @@ with tempfile.TemporaryDirectory() as folder:
         (["quantize", good, "--out", work / "x", "--qep-exclude", "down_prj"], ["did you mean \"down_proj\""]),
         (["quantize", good, "--out", work / "x", "--format", "gtpq:3,g64"], ["did you mean \"gptq\""]),
         (["quantize", good, "--out", work / "x", "--preset=onecmp"], ["did you mean \"onecomp\""]),
+        (["quantize", good, "--out", work / "x", "--calib", "slef"], ["no file \"slef\"; give self"]),
         (["quantise", good], ["did you mean \"quantize\""]),
         (["--versoin"], ["did you mean \"--version\""]),
         (["export", good, "--fromat", "gptq:3,g64"], ["did you mean --format"]),

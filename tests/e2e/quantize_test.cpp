@@ -596,6 +596,9 @@ TEST_F(QuantizeTest, LimitsOfTheConsumerAreCheckedBeforeAnyWork) {
   refused("llama.cpp", "gptq:4,g32", "use --format gguf:q4_k_m");
   refused("gptqmodel", "ct:4,g32", "gptq layout only");
   refused("transformers", "ct:4,g32,asym", "asymmetric");
+  refused("gptqmodel", "gptq:4,g32,asym", "use gptq:4,g32,asym,v2");
+  refused("gptqmodel", "gptq:4,g48", "groups of 16, 32");
+  refused("vllm", "gptq:4,g128", "whole groups only");
   refused("vlm", "ct:4,g32", "did you mean \"vllm\"");
   QuantizeOptions o = options("fits");
   o.formats = {"ct:3,g32"};
@@ -603,6 +606,11 @@ TEST_F(QuantizeTest, LimitsOfTheConsumerAreCheckedBeforeAnyWork) {
   o.bits_for = {"*k_proj*=4"};
   expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, "vLLM fuses it with");
   o.bits_for = {"*down_proj*=4"};
+  o.formats = {"gptq:3,g32"};
+  o.consumer = "transformers";
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, "one grid only");
+  o.formats = {"ct:3,g32"};
+  o.consumer = "vllm";
   o.dry_run = true;
   EXPECT_FALSE(quantize(o, ctx_).plan.empty());
 }

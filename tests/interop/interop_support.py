@@ -34,6 +34,13 @@ def run(*command):
     return done.stdout
 
 
+def accepted(*command):
+    """False if the command refuses its options."""
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    check(done.returncode in (0, 2), f"{command}: exit {done.returncode}\n{done.stderr}")
+    return done.returncode == 0
+
+
 def shared_models():
     """The shared models that are there, as {name: path}."""
     shared = pathlib.Path(os.environ.get("LPCD_SHARED_DIR", ROOT.parent / "shared")) / "models"
