@@ -443,14 +443,12 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
                                                report::LayerRecord& record) {
   Solution best;
   double best_error = std::numeric_limits<double>::infinity();
-  double last_error = best_error;
   const bool judged = problem.has_held_out();
   const Mat missing = judged ? submodules::missing_output(ctx_, problem, problem.held_out) : Mat();
   const auto put = [&](ConstView target, const solve::Metric& metric) {
     return project(layer, target, metric);
   };
-  // From the weakest damping up, until it gets worse.
-  for (const double damping : plan_.dampings) {
+  const auto attempt = [&](double damping) {
     solve::Metric metric = metric_of(std::move(h), damping);
     Solution trial{.damping = damping};
     double strength = 0;
@@ -485,9 +483,23 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
       best_error = error;
     }
     h = std::move(metric.h);
-    if (error > last_error) break;
-    last_error = error;
-  }
+    return error;
+  };
+  // From the middle of the dampings up while it gets better; if it does not at once, down.
+  const auto count = static_cast<int64_t>(plan_.dampings.size());
+  const int64_t middle = (count - 1) / 2;
+  const auto climb = [&](int64_t step, double error) {
+    bool gained = false;
+    for (int64_t i = middle + step; i >= 0 && i < count; i += step) {
+      const double next = attempt(plan_.dampings[static_cast<size_t>(i)]);
+      if (!(next < error)) break;
+      error = next;
+      gained = true;
+    }
+    return gained;
+  };
+  const double first = attempt(plan_.dampings[static_cast<size_t>(middle)]);
+  if (!climb(1, first)) (void)climb(-1, first);
   // Relative to what the original gives, where that is known.
   const submodules::LayerMoments& known = problem.solve;
   if (known.missing_energy >= 0 && known.output_energy > 0) {

@@ -54,7 +54,7 @@ struct QuantizeOptions {
 
   bool act_order = false;
   int64_t block_size = 128;
-  std::vector<std::string> percdamp = {"0.01", "0.05", "0.2", "0.5"};
+  std::vector<std::string> percdamp = {"0.01", "0.05", "0.2", "0.5", "1", "2"};
   bool scale_search = true;
   int refine = 2;
   bool own_metric = true;

@@ -286,7 +286,7 @@ double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs, in
   const auto n = static_cast<double>(outputs);
   const auto k = static_cast<double>(inputs);
   const int64_t group = layer.grid.group_length(inputs);
-  // As a rule the error rises before the last of many.
+  // As a rule three of many are tried.
   const auto dampings = std::min(3.0, static_cast<double>(plan.dampings.size()));
   double per_weight = k;  // GPTQ: each error goes to the columns behind
   if (o.method == Method::kRtn) per_weight = 0;

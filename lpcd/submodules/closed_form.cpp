@@ -5,6 +5,43 @@
 #include "lpcd/submodules/sums.h"
 
 namespace lpcd::submodules {
+namespace {
+
+// f(W + s D) = f(W) - s <D, R> + s^2 tr(D H D^T) / 2 is a sum over outputs, so each may take a
+// share of its own: outputs whose error the inputs do not predict keep their weights. The shares
+// lean towards the one that is best for all, with the weight of an average output. Returns the
+// mean.
+double best_shares(const RunContext& ctx, ConstView step, ConstView missing, ConstView h,
+                   std::vector<double>& shares) {
+  Mat product = Mat::uninitialized(step.rows(), step.cols());
+  linalg::gemm_nn(ctx, 1.0F, step, h, 0.0F, product);
+  const auto outputs = static_cast<size_t>(step.rows());
+  std::vector<double> slopes(outputs);
+  std::vector<double> bends(outputs);
+  double slope = 0;
+  double bend = 0;
+  for (size_t n = 0; n < outputs; ++n) {
+    const ConstView row = step.rows_range(static_cast<int64_t>(n), 1);
+    slopes[n] = inner_product(row, missing.rows_range(static_cast<int64_t>(n), 1));
+    bends[n] = inner_product(row, product.view().rows_range(static_cast<int64_t>(n), 1));
+    slope += slopes[n];
+    bend += bends[n];
+  }
+  if (!(bend > 0)) {
+    std::ranges::fill(shares, 0.0);
+    return 0;
+  }
+  const double common = std::clamp(slope / bend, 0.0, 1.0);
+  const double lean = bend / static_cast<double>(outputs);
+  double taken = 0;
+  for (size_t n = 0; n < outputs; ++n) {
+    shares[n] = std::clamp((slopes[n] + common * lean) / (bends[n] + lean), 0.0, 1.0);
+    taken += shares[n] * bends[n];
+  }
+  return taken / bend;
+}
+
+}  // namespace
 
 Mat missing_output(const RunContext& ctx, const LayerProblem& problem,
                    const LayerMoments& moments) {
@@ -45,19 +82,16 @@ Target correct(const RunContext& ctx, const LayerProblem& problem, const solve::
   Mat step = missing_output(ctx, problem, problem.solve);
   if (step.empty()) return target;
   solve::solve_in_metric(ctx, metric, step);
-  double s = strength.value_or(kDefaultStrength);
+  std::vector<double> shares(static_cast<size_t>(w.rows()), strength.value_or(kDefaultStrength));
+  target.strength = strength.value_or(kDefaultStrength);
   if (!strength && problem.has_held_out()) {
-    // f(W + s D) = f(W) - s <D, R> + s^2 tr(D H D^T) / 2
-    const Mat missing = missing_output(ctx, problem, problem.held_out);
-    const Mat zero(w.rows(), w.cols());
-    const double bend = 2 * solve::output_error(ctx, step, zero, problem.held_out.h);
-    s = bend > 0 ? std::clamp(inner_product(step, missing) / bend, 0.0, 1.0) : 0.0;
+    target.strength = best_shares(ctx, step, missing_output(ctx, problem, problem.held_out),
+                                  problem.held_out.h, shares);
   }
-  const auto share = static_cast<float>(s);
-  for (int64_t i = 0; i < step.size(); ++i) {
-    target.weight.data()[i] += share * step.data()[i];
+  for (int64_t n = 0; n < w.rows(); ++n) {
+    const auto share = static_cast<float>(shares[static_cast<size_t>(n)]);
+    for (int64_t k = 0; k < w.cols(); ++k) target.weight(n, k) += share * step(n, k);
   }
-  target.strength = s;
   return target;
 }
 
