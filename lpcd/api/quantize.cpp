@@ -51,6 +51,14 @@ class QuantizeJob {
 
   QuantizeResult run() {
     QuantizeResult result;
+    const bool word = options_.calib.find_first_of("./") == std::string::npos;
+    if (plan_.needs_calibration && options_.calib != "self" && word &&
+        !fs::exists(options_.calib)) {
+      raise(ErrorCode::kBadOption,
+            "--calib: there is no file \"{}\"; give self, or FILE.txt, FILE.jsonl or "
+            "FILE.safetensors",
+            options_.calib);
+    }
     rate_ = linalg::measure_gemm_rate(ctx_);
     result.plan = pipeline::describe(plan_, rate_);
     for (const auto& format : formats_) {
@@ -196,12 +204,6 @@ class QuantizeJob {
     if (options_.calib == "self") {
       return calib::sample_from_model(ctx_, model_, tokenizer, d, options_.self_temperature,
                                       plan_.memory_limit / 2);
-    }
-    if (options_.calib.find_first_of("./") == std::string::npos && !fs::exists(options_.calib)) {
-      raise(ErrorCode::kBadOption,
-            "--calib: there is no file \"{}\"; give self, or FILE.txt, FILE.jsonl or "
-            "FILE.safetensors",
-            options_.calib);
     }
     return calib::load_dataset(options_.calib, tokenizer, d);
   }

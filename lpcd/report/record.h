@@ -9,11 +9,11 @@ namespace lpcd::report {
 
 /// One way of putting a layer on its grid that was tried.
 struct Candidate {
-  std::string target;    ///< what was projected: "layer" or "submodule"
-  std::string metric;    ///< "inputs" (H), or "submodule" (weighted as the submodule sees them)
-  double percdamp = 0;   ///< damping relative to the mean diagonal
-  double strength = 0;   ///< share of the correction or relaxation in the target
-  double held_out = 0;   ///< objective on the held-out sequences; comparable within a list only
+  std::string target;   ///< what was projected: "layer" or "submodule"
+  std::string metric;   ///< "inputs" (H), or "submodule" (weighted as the submodule sees them)
+  double percdamp = 0;  ///< damping relative to the mean diagonal
+  double strength = 0;  ///< share of the correction or relaxation in the target
+  double held_out = 0;  ///< objective on the held-out sequences; comparable within a list only
   bool chosen = false;
 };
 
