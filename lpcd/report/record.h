@@ -12,7 +12,7 @@ struct Candidate {
   std::string target;   ///< what was projected: "layer" or "submodule"
   std::string metric;   ///< "inputs" (H), or "submodule" (weighted as the submodule sees them)
   double percdamp = 0;  ///< damping relative to the mean diagonal
-  double strength = 0;  ///< share of the correction or relaxation in the target
+  double strength = 0;  ///< share of the correction or relaxation in the target (mean over outputs)
   double held_out = 0;  ///< objective on the held-out sequences; comparable within a list only
   bool chosen = false;
 };

@@ -65,7 +65,7 @@ constexpr double kDefaultStrength = 0.5;
 /// A layer's weight before projection.
 struct Target {
   Mat weight;
-  double strength = 0;  ///< share of the correction in it
+  double strength = 0;  ///< share of the correction in it, the mean over outputs
 };
 
 /// How the weight of one layer is found from moments of its inputs alone, in closed form: which
@@ -88,7 +88,8 @@ class Submodule {
 };
 
 /// W + s D with D = R (H + lambda I)^-1, R the missing output as moments. Where the strength s is
-/// not given it minimises the error on the held-out sequences, a parabola in s; it stays in [0, 1].
+/// not given, every output has one of its own that minimises its error on the held-out sequences, a
+/// parabola in s, leaning towards the best common one; it stays in [0, 1].
 [[nodiscard]] Target correct(const RunContext& ctx, const LayerProblem& problem,
                              const solve::Metric& metric, std::optional<double> strength);
 
