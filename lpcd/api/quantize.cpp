@@ -51,11 +51,9 @@ class QuantizeJob {
 
   QuantizeResult run() {
     QuantizeResult result;
-    const bool word = options_.calib.find_first_of("./") == std::string::npos;
-    if (plan_.needs_calibration && options_.calib != "self" && word &&
-        !fs::exists(options_.calib)) {
-      raise(ErrorCode::kBadOption,
-            "--calib: there is no file \"{}\"; give self, or FILE.txt, FILE.jsonl or "
+    if (plan_.needs_calibration && options_.calib != "self" && !fs::exists(options_.calib)) {
+      raise(ErrorCode::kFileNotFound,
+            "{}: cannot open: no such file; --calib takes self, FILE.txt, FILE.jsonl or "
             "FILE.safetensors",
             options_.calib);
     }

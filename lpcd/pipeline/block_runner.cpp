@@ -431,7 +431,9 @@ void BlockRunner::solve_site(Site site, SiteMoments moments) {
       dampings_[role] = solution.damping;
       settle(role);
       record.seconds = seconds_since(start);
-      flops += solve_flops(plan_, layer, original_[role].rows(), original_[role].cols());
+      // One candidate a damping; none are kept where there was no choice.
+      const auto attempts = static_cast<double>(std::max<size_t>(1, record.candidates.size()));
+      flops += attempts * solve_flops(plan_, layer, original_[role].rows(), original_[role].cols());
     }
     site_h_ = std::move(h);
     return flops;
@@ -449,6 +451,7 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
     return project(layer, target, metric);
   };
   const auto attempt = [&](double damping) {
+    ctx_.throw_if_cancelled();
     solve::Metric metric = metric_of(std::move(h), damping);
     Solution trial{.damping = damping};
     double strength = 0;

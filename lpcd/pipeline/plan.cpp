@@ -276,7 +276,8 @@ void add_site_flops(const arch::ModelConfig& c, const Plan& plan, Site site, dou
     const LayerPlan& layer = plan.layer(0, role);
     solve += solve_flops(plan, layer, c.shape(role)[0], c.shape(role)[1]);
   }
-  flops["solve"] += solve;
+  // As a rule four of many dampings are tried.
+  flops["solve"] += solve * std::min(4.0, static_cast<double>(plan.dampings.size()));
 }
 
 }  // namespace
@@ -286,8 +287,6 @@ double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs, in
   const auto n = static_cast<double>(outputs);
   const auto k = static_cast<double>(inputs);
   const int64_t group = layer.grid.group_length(inputs);
-  // As a rule three of many are tried.
-  const auto dampings = std::min(3.0, static_cast<double>(plan.dampings.size()));
   double per_weight = k;  // GPTQ: each error goes to the columns behind
   if (o.method == Method::kRtn) per_weight = 0;
   // Each candidate rounds the group with error feedback inside it.
@@ -298,7 +297,7 @@ double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs, in
   if (layer.cross.input) per_weight += 2 * k;
   if (layer.cross.input || layer.cross.output != CrossMoments::Output::kNone) per_weight += 2 * k;
   const double cholesky = k * k * k;  // with inverse, and reading them once
-  return dampings * (cholesky + n * k * per_weight);
+  return cholesky + n * k * per_weight;
 }
 
 // On held-out sequences: descent, curvature and candidates.
@@ -364,7 +363,10 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
                        3 * f32(widest, widest) + f32(c.hidden, widest) + held_out);
     const int64_t attention = 2 * c.hidden + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim;
     const int64_t ffn = 3 * c.hidden + (plan.coupled.empty() ? 3 : 4) * c.ffn;
-    fixed.emplace_back("temporaries of a chunk", f32(chunk, std::max(attention, ffn)));
+    // Token weights: the inputs of the layer and what is missing at its output, once more.
+    const bool weighs = plan.options.token_weights && plan.original_stream && plan.quantized_stream;
+    const int64_t weighted = weighs ? widest + c.hidden : 0;
+    fixed.emplace_back("temporaries of a chunk", f32(chunk, std::max(attention, ffn) + weighted));
   }
   const uint64_t embedding = kBaseBytes + f32(c.vocab_size, c.hidden);
   const uint64_t fixed_sum =

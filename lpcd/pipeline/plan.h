@@ -99,7 +99,7 @@ struct Plan {
 [[nodiscard]] Plan make_plan(const arch::Model& model, const QuantizeOptions& options,
                              uint64_t machine_memory);
 
-/// FLOPs of correcting and projecting one layer, all dampings together.
+/// FLOPs of correcting and projecting one layer with one damping.
 [[nodiscard]] double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs,
                                  int64_t inputs);
 

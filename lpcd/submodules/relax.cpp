@@ -94,6 +94,16 @@ Descent descent_on(const RunContext& ctx, const Coupled& coupled, Role role,
   return d;
 }
 
+// On the sequences that weights are solved on.
+Descent descent_with_factors(const RunContext& ctx, const Coupled& coupled, Role role,
+                             const SequenceSource& source, const BlockWeights& w,
+                             Factors& factors) {
+  factors = coupled.start_factors(role);
+  Descent d = descent_on(ctx, coupled, role, source, Part::kSolve, w, &factors);
+  coupled.finish_factors(ctx, w, role, source.tokens(Part::kSolve), factors);
+  return d;
+}
+
 // (1/T) A^T A d; returns (1/T) |A d|^2
 double curvature_on(const RunContext& ctx, const Coupled& coupled, Role role,
                     const SequenceSource& source, Part part, const BlockWeights& w, const Mat& d,
@@ -119,10 +129,8 @@ double error_on(const RunContext& ctx, const Coupled& coupled, const SequenceSou
 void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role role,
                          const SequenceSource& source, const BlockWeights& w,
                          const RelaxOptions& options, Relaxed& result) {
-  Factors& factors = result.factors;
-  factors = coupled.start_factors(role);
-  Descent start = descent_on(ctx, coupled, role, source, Part::kSolve, w, &factors);
-  coupled.finish_factors(ctx, w, role, source.tokens(Part::kSolve), factors);
+  Descent start = descent_with_factors(ctx, coupled, role, source, w, result.factors);
+  const Factors& factors = result.factors;
   const Preconditioner precondition(ctx, factors, options.ridge);
   const double ridge =
       options.ridge * mean_diagonal(factors.output) * 0.5 * mean_diagonal(factors.input);
@@ -227,9 +235,7 @@ Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
     result.step = descend_with_adam(ctx, coupled, role, source, w, options.adam_options);
     add_scaled(-1.0, w[role], result.step);
     if (options.factors) {
-      result.factors = coupled.start_factors(role);
-      (void)descent_on(ctx, coupled, role, source, Part::kSolve, w, &result.factors);
-      coupled.finish_factors(ctx, w, role, source.tokens(Part::kSolve), result.factors);
+      (void)descent_with_factors(ctx, coupled, role, source, w, result.factors);
     }
   } else {
     conjugate_gradients(ctx, coupled, role, source, w, options, result);

@@ -396,49 +396,51 @@ TEST(Correct, FullStrengthRecoversTheWeightThatUndoesTheInputError) {
             layer_error(ctx, problem, problem.held_out, missing, w));
 }
 
+// A layer whose correction R is known on the solved part; what is missing on the held-out part may
+// differ.
+struct KnownCorrection {
+  Mat h{12, 12};
+  Mat w = random_mat(6, 12, 6);
+  Mat r = random_mat(6, 12, 7);
+  Mat held_out = r.clone();
+
+  KnownCorrection() {
+    const Mat x = random_mat(200, 12, 5);
+    linalg::gemm_tn(2.0F / 200, x, x, 0.0F, h);
+  }
+  Target corrected(const RunContext& ctx, std::optional<double> strength) const {
+    const LayerProblem problem{.weight = w,
+                               .solve = {.h = h, .cross_output = r},
+                               .held_out = {.h = h, .cross_output = held_out}};
+    return correct(
+        ctx, problem,
+        solve::make_metric(ctx, h.clone(), {.fraction = 1e-6}, solve::ColumnOrder::kNatural),
+        strength);
+  }
+};
+
 // A correction that only fits the noise of the solved part is switched off on the held-out part.
 TEST(Correct, StrengthIsZeroWhereTheHeldOutPartDisagrees) {
   const RunContext ctx = with_threads(1);
-  const Mat x = random_mat(200, 12, 5);
-  Mat h(12, 12);
-  linalg::gemm_tn(2.0F / 200, x, x, 0.0F, h);
-  const Mat w = random_mat(6, 12, 6);
-  const Mat r = random_mat(6, 12, 7);
-  Mat opposite = r.clone();
-  for (int64_t i = 0; i < opposite.size(); ++i) opposite.data()[i] *= -1.0F;
-  const LayerProblem problem{.weight = w,
-                             .solve = {.h = h, .cross_output = r},
-                             .held_out = {.h = h, .cross_output = opposite}};
-  const solve::Metric metric =
-      solve::make_metric(ctx, h.clone(), {.fraction = 0.01}, solve::ColumnOrder::kNatural);
-  EXPECT_EQ(correct(ctx, problem, metric, {}).strength, 0.0);
+  KnownCorrection layer;
+  for (int64_t i = 0; i < layer.r.size(); ++i) layer.held_out.data()[i] *= -1.0F;
+  EXPECT_EQ(layer.corrected(ctx, {}).strength, 0.0);
 }
 
 // Outputs whose correction holds on the held-out part take it, one whose does not keeps its
 // weights.
 TEST(Correct, EveryOutputTakesAShareOfItsOwn) {
   const RunContext ctx = with_threads(1);
-  const Mat x = random_mat(200, 12, 5);
-  Mat h(12, 12);
-  linalg::gemm_tn(2.0F / 200, x, x, 0.0F, h);
-  const Mat w = random_mat(6, 12, 6);
-  const Mat r = random_mat(6, 12, 7);
-  Mat held_out = r.clone();
-  for (int64_t k = 0; k < 12; ++k) held_out(5, k) *= -1.0F;
-  const LayerProblem problem{.weight = w,
-                             .solve = {.h = h, .cross_output = r},
-                             .held_out = {.h = h, .cross_output = held_out}};
-  const solve::Metric metric =
-      solve::make_metric(ctx, h.clone(), {.fraction = 1e-6}, solve::ColumnOrder::kNatural);
-  const Target none = correct(ctx, problem, metric, 0.0);
-  const Target full = correct(ctx, problem, metric, 1.0);
-  const Target chosen = correct(ctx, problem, metric, {});
+  KnownCorrection layer;
+  for (int64_t k = 0; k < 12; ++k) layer.held_out(5, k) *= -1.0F;
+  const Target full = layer.corrected(ctx, 1.0);
+  const Target chosen = layer.corrected(ctx, {});
   EXPECT_GT(chosen.strength, 0.5);
   EXPECT_LT(chosen.strength, 1.0);
   for (int64_t k = 0; k < 12; ++k) {
-    EXPECT_EQ(chosen.weight(5, k), w(5, k));
-    const float step = full.weight(0, k) - none.weight(0, k);
-    EXPECT_GT((chosen.weight(0, k) - w(0, k)) / step, 0.7F) << k;
+    EXPECT_EQ(chosen.weight(5, k), layer.w(5, k));
+    const float step = full.weight(0, k) - layer.w(0, k);
+    EXPECT_GT((chosen.weight(0, k) - layer.w(0, k)) / step, 0.7F) << k;
   }
 }
 

@@ -161,6 +161,7 @@ with tempfile.TemporaryDirectory() as folder:
     short.write_text("")
     refused("calibration text empty", good, INPUT, "empty", extra=["--calib", short])
     refused("calibration text missing", good, IO, "gone.txt", extra=["--calib", work / "gone.txt"])
+    refused("calibration misspelt", good, IO, "slef: cannot open", "takes self", extra=["--calib", "slef"])
     refused("memory budget", good, RESOURCE, "--max-memory", "needs at least", extra=["--max-memory", "20M"])
     refused("nonsense memory", good, USAGE, "--max-memory", extra=["--max-memory", "much"])
 
@@ -192,7 +193,6 @@ with tempfile.TemporaryDirectory() as folder:
         (["quantize", good, "--out", work / "x", "--qep-exclude", "down_prj"], ["did you mean \"down_proj\""]),
         (["quantize", good, "--out", work / "x", "--format", "gtpq:3,g64"], ["did you mean \"gptq\""]),
         (["quantize", good, "--out", work / "x", "--preset=onecmp"], ["did you mean \"onecomp\""]),
-        (["quantize", good, "--out", work / "x", "--calib", "slef"], ["no file \"slef\"; give self"]),
         (["quantise", good], ["did you mean \"quantize\""]),
         (["--versoin"], ["did you mean \"--version\""]),
         (["export", good, "--fromat", "gptq:3,g64"], ["did you mean --format"]),
