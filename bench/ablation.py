@@ -49,7 +49,7 @@ def main():
         print(f"\n{bits} bits, {args.samples} x {args.seq_len} tokens, seeds {args.seeds}\n")
         print("| variant | excess perplexity | KL divergence | change of KL | seconds |\n|---|---|---|---|---|")
         full = []
-        for name in args.variants.split(","):
+        for name in ["full", *(v for v in args.variants.split(",") if v != "full")]:
             excess, kl, seconds = [], [], []
             for seed in seeds:
                 out = kept.quantize(name, bits, VARIANTS[name], extra, seed=seed)

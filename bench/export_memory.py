@@ -6,36 +6,14 @@ other formats, against the size of what they write. Outputs are streamed, so mem
 """
 
 import argparse
-import os
-import pathlib
-import resource
 import shutil
-import subprocess
 import sys
 
 import runs
+from vs_onecomp import run as measured
 
 # What the same codes can become; gguf:exact needs groups of 32 or 64.
 FORMATS = ["gptq:3,g64", "ct:3,g64", "gguf:exact", "dense:fp16"]
-
-
-def peak_of(*command):
-    """Peak resident memory of a command in bytes, shared libraries and mapped files included."""
-    pid = os.fork()
-    if pid == 0:
-        done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-        if done.returncode != 0:
-            print(done.stderr, file=sys.stderr)
-        status = pathlib.Path(f"/tmp/lpcd-peak-{os.getpid()}")
-        status.write_text(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024))
-        os._exit(done.returncode)
-    _, status = os.waitpid(pid, 0)
-    path = pathlib.Path(f"/tmp/lpcd-peak-{pid}")
-    peak = int(path.read_text())
-    path.unlink()
-    if status != 0:
-        sys.exit(" ".join(map(str, command)))
-    return peak
 
 
 def size_of(folder):
@@ -48,6 +26,7 @@ def main():
     runs.add_arguments(parser, samples=8)
     args, extra = parser.parse_known_args()  # the rest goes to quantize
     args.work.mkdir(parents=True, exist_ok=True)
+    peak_of = lambda *command: measured([str(c) for c in command], args.work / "export-memory.log")[2]
     mib = lambda n: f"{n / 2**20:.0f} MiB"
     out = args.work / "export-memory"
     shutil.rmtree(out, ignore_errors=True)

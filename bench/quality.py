@@ -9,8 +9,9 @@ import argparse
 import json
 import os
 import pathlib
-import subprocess
 import sys
+
+from runs import run
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -24,13 +25,6 @@ METHODS = {
     "GPTQ + QEP": [*PLAIN, "--qep", "on", "--lpcd", "none"],
     "GPTQ + QEP + residual": [*PLAIN, "--qep", "on", "--lpcd", "residual"],
 }
-
-
-def run(*command):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
-    return done.stdout
 
 
 def main():

@@ -1,5 +1,6 @@
 """Runs of lpcd that the comparisons of this folder share: each is kept in a folder of its own and used again."""
 
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -8,11 +9,21 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-def run(*command):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+def finished(command):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
-    return done.stdout
+    return done
+
+
+def run(*command):
+    return finished(command).stdout
+
+
+def run_loud(*command):
+    """With stderr, where the tools of llama.cpp put their results."""
+    done = finished(command)
+    return done.stdout + done.stderr
 
 
 def add_arguments(parser, samples=128):
@@ -24,6 +35,10 @@ def add_arguments(parser, samples=128):
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/tmp/lpcd-bench"))
+
+
+def short_hash(*parts):
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:12]
 
 
 class Runs:
@@ -48,7 +63,7 @@ class Runs:
 
     def divergence(self, out, text, max_tokens):
         """Perplexity and divergence from the original, as `lpcd eval --json` reports them."""
-        report = out / "eval.json"
+        report = out / f"eval-{short_hash(text, max_tokens, self.args.seq_len)}.json"
         if not report.exists():
             report.write_text(run(self.args.lpcd, "eval", out, "--reference", self.args.model, "--ppl", text,
                                   "--max-tokens", max_tokens, "--seq-len", self.args.seq_len, "--json",
@@ -57,8 +72,7 @@ class Runs:
 
     def tasks(self, model, files, limit):
         """Accuracies on the first `limit` items of the files; 0: all."""
-        folder = pathlib.Path(model)
-        report = (folder if folder.is_dir() else self.args.work) / f"tasks-{limit}.json"
+        report = self.args.work / f"tasks-{short_hash(model, limit, *files)}.json"
         if not report.exists():
             report.write_text(run(self.args.lpcd, "eval", model, "--tasks", ",".join(map(str, files)), "--task-limit",
                                   limit, "--json", "--quiet"))  # fmt: skip

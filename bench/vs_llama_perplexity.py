@@ -18,18 +18,12 @@ import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 
+from runs import run_loud as run
+
 HERE = pathlib.Path(__file__).resolve().parent
-
-
-def run(*command):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, errors="replace")
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
-    return done.stdout + done.stderr
 
 
 def main():

@@ -13,17 +13,11 @@ import json
 import math
 import pathlib
 import re
-import subprocess
 import sys
 
+from runs import run_loud as run
+
 HERE = pathlib.Path(__file__).resolve().parent
-
-
-def run(*command):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr[-2000:]}")
-    return done.stdout + done.stderr
 
 
 def only_file(folder):

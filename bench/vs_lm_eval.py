@@ -12,9 +12,10 @@ import argparse
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
+
+from runs import run
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -68,13 +69,6 @@ TASKS = {
     "winogrande": ("winogrande", ("allenai/winogrande", "winogrande_xl"), from_winogrande),
     "lambada_openai": ("lambada_openai", ("EleutherAI/lambada_openai", "default"), from_lambada),
 }
-
-
-def run(*command):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
-    return done.stdout
 
 
 def harness_results(model, files, limit, batch_size, threads):
