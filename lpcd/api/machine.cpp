@@ -37,6 +37,7 @@ Json describe_machine(const RunContext& ctx) {
                                             : "baseline"},
           {"blas", blas.library},
           {"blas_core", blas.core},
+          {"arithmetic", linalg::arithmetic(ctx)},
           {"threads", ctx.threads},
           {"memory_bytes", pipeline::available_memory()}};
 }

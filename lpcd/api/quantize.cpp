@@ -38,6 +38,7 @@ class QuantizeJob {
         max_shard_bytes_(parse_bytes(options_.shard_size, "shard-size")),
         journal_(options_.out) {
     normalize();
+    ctx_.split_products = options_.matmul_precision == MatmulPrecision::kHigh;
     plan_ = pipeline::make_plan(model_, options_, pipeline::available_memory());
     api::check_formats(model_, plan_, formats_);
     api::check_consumer(options_.consumer, model_, plan_, formats_);
@@ -215,8 +216,7 @@ class QuantizeJob {
 
   void open_journal(bool resumed, const calib::Dataset& data) {
     const Json current = fingerprint(data);
-    const linalg::BlasInfo blas = linalg::blas_info();
-    const std::string arithmetic = blas.library + " " + blas.core;
+    const std::string arithmetic = linalg::arithmetic(ctx_);
     calibrated_ = seconds_since(start_);
     if (resumed) {
       const Json run = journal_.read_run();

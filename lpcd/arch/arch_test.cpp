@@ -302,6 +302,8 @@ TEST(BlockForward, MixedLengthsGiveWhatEachSequenceGivesAlone) {
 // The cached, token by token path must give the logits of the path over whole sequences.
 TEST(Decoder, AgreesWithTheForwardPassOverTheSequence) {
   constexpr int64_t kLength = 20;
+  RunContext ctx = with_threads(2);
+  ctx.split_products = false;  // the decoder never splits
   for (const std::string& name : all_architectures()) {
     for (const bool tied : {true, false}) {
       const Model model = TinyModel{.architecture = name, .tied = tied}.open();
@@ -314,8 +316,7 @@ TEST(Decoder, AgreesWithTheForwardPassOverTheSequence) {
         std::memcpy(x.row(t), table.row(ids[static_cast<size_t>(t)]), 64 * sizeof(float));
       }
       const BlockForward forward(model.config(), kLength);
-      for (int64_t b = 0; b < model.config().blocks; ++b)
-        forward.run(with_threads(2), model.read_block(b), x);
+      for (int64_t b = 0; b < model.config().blocks; ++b) forward.run(ctx, model.read_block(b), x);
       const Mat norm = model.read(Role::kFinalNorm);
       nn::rms_norm(x, {norm.data(), 64}, model.config().rms_eps, x);
       Mat expected(2 * kLength, 256);
@@ -327,7 +328,7 @@ TEST(Decoder, AgreesWithTheForwardPassOverTheSequence) {
         for (int64_t t = 0; t < kLength; ++t) {
           const std::vector<int32_t> step = {ids[static_cast<size_t>(t)],
                                              ids[static_cast<size_t>(kLength + t)]};
-          const ConstView logits = decoder.step(with_threads(2), step);
+          const ConstView logits = decoder.step(ctx, step);
           for (const int64_t s : {0, 1}) {
             for (int64_t v = 0; v < 256; ++v) {
               ASSERT_NEAR(logits(s, v), expected(s * kLength + t, v), 2e-4)

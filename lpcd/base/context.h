@@ -26,6 +26,7 @@ struct Progress {
 /// Lifetime  `cancel` must outlive the call; null means the job cannot be cancelled.
 struct RunContext {
   int threads = 1;
+  bool split_products = true;  ///< products may run on bf16 tile units (linalg/split_gemm.h)
   std::function<void(LogLevel, std::string_view)> log;
   std::function<void(const Progress&)> progress;
   const std::atomic<bool>* cancel = nullptr;

@@ -10,6 +10,7 @@
 
 #include "lpcd/linalg/cpu.h"
 #include "lpcd/linalg/parallel.h"
+#include "lpcd/linalg/split_gemm.h"
 
 namespace lpcd::linalg {
 namespace {
@@ -25,6 +26,12 @@ int to_int(int64_t n) { return narrow<int>(n, "matrix extent"); }
 template <typename Fn>
 Fn find_symbol(const char* name) {
   return reinterpret_cast<Fn>(dlsym(RTLD_DEFAULT, name));  // NOLINT: the dlsym idiom
+}
+
+// Whether a product of `inputs` terms per element goes to the tile unit; it must not depend on the
+// number of rows, which callers are free to cut. Below this, packing costs more than it saves.
+bool splits(const RunContext& ctx, int64_t outputs, int64_t inputs) {
+  return ctx.split_products && outputs >= 32 && inputs >= 64 && has_split_gemm();
 }
 
 template <typename Product>
@@ -66,23 +73,38 @@ void gemm_tn(float alpha, ConstView a, ConstView b, float beta, FloatView c) {
 
 void gemm_nt(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta, FloatView c,
              int64_t row_tile) {
+  const bool split = splits(ctx, c.cols(), a.cols());
   over_tiles(ctx, c, row_tile, [&](int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
-    gemm_nt(alpha, a.rows_range(r0, rows), b.rows_range(c0, cols), beta,
-            c.rows_range(r0, rows).cols_range(c0, cols));
+    const ConstView left = a.rows_range(r0, rows);
+    const ConstView right = b.rows_range(c0, cols);
+    const FloatView out = c.rows_range(r0, rows).cols_range(c0, cols);
+    if (split) {
+      split_gemm(alpha, left, Factor::kRows, right, Factor::kRows, beta, out);
+    } else {
+      gemm_nt(alpha, left, right, beta, out);
+    }
   });
 }
 
 void gemm_nn(const RunContext& ctx, float alpha, ConstView a, ConstView b, float beta, FloatView c,
              int64_t row_tile) {
+  const bool split = splits(ctx, c.cols(), a.cols());
   over_tiles(ctx, c, row_tile, [&](int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
-    gemm_nn(alpha, a.rows_range(r0, rows), b.cols_range(c0, cols), beta,
-            c.rows_range(r0, rows).cols_range(c0, cols));
+    const ConstView left = a.rows_range(r0, rows);
+    const ConstView right = b.cols_range(c0, cols);
+    const FloatView out = c.rows_range(r0, rows).cols_range(c0, cols);
+    if (split) {
+      split_gemm(alpha, left, Factor::kRows, right, Factor::kColumns, beta, out);
+    } else {
+      gemm_nn(alpha, left, right, beta, out);
+    }
   });
 }
 
 void add_gram(const RunContext& ctx, ConstView x, int64_t slab_rows, FloatView h) {
   LPCD_CHECK(h.rows() == x.cols() && h.cols() == x.cols() && slab_rows > 0);
   const int64_t tiles = ceil_div(h.rows(), kMomentTile);
+  const bool split = splits(ctx, h.cols(), slab_rows);
   parallel_for(ctx, tiles * (tiles + 1) / 2, [&](int64_t task) {
     int64_t i = 0;  // row of tiles that holds task: i (i + 1) / 2 <= task
     while ((i + 1) * (i + 2) / 2 <= task) ++i;
@@ -93,7 +115,10 @@ void add_gram(const RunContext& ctx, ConstView x, int64_t slab_rows, FloatView h
     const FloatView tile = h.rows_range(r0, rows).cols_range(c0, cols);
     for (int64_t t = 0; t < x.rows(); t += slab_rows) {
       const ConstView slab = x.rows_range(t, std::min(slab_rows, x.rows() - t));
-      if (r0 == c0) {
+      if (split) {
+        split_gemm(1.0F, slab.cols_range(r0, rows), Factor::kColumns, slab.cols_range(c0, cols),
+                   Factor::kColumns, 1.0F, tile);
+      } else if (r0 == c0) {
         cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, to_int(rows), to_int(slab.rows()), 1.0F,
                     slab.data() + r0, to_int(slab.stride()), 1.0F, tile.data(),
                     to_int(tile.stride()));
@@ -108,6 +133,7 @@ void add_cross(const RunContext& ctx, ConstView a, ConstView b, int64_t slab_row
   LPCD_CHECK(c.rows() == a.cols() && c.cols() == b.cols() && a.rows() == b.rows() && slab_rows > 0);
   const int64_t row_tiles = ceil_div(c.rows(), kMomentTile);
   const int64_t col_tiles = ceil_div(c.cols(), kMomentTile);
+  const bool split = splits(ctx, c.cols(), slab_rows);
   parallel_for(ctx, row_tiles * col_tiles, [&](int64_t task) {
     const int64_t r0 = (task / col_tiles) * kMomentTile;
     const int64_t c0 = (task % col_tiles) * kMomentTile;
@@ -115,9 +141,14 @@ void add_cross(const RunContext& ctx, ConstView a, ConstView b, int64_t slab_row
     const int64_t cols = std::min(kMomentTile, c.cols() - c0);
     for (int64_t t = 0; t < a.rows(); t += slab_rows) {
       const int64_t count = std::min(slab_rows, a.rows() - t);
-      gemm_tn(1.0F, a.rows_range(t, count).cols_range(r0, rows),
-              b.rows_range(t, count).cols_range(c0, cols), 1.0F,
-              c.rows_range(r0, rows).cols_range(c0, cols));
+      const ConstView left = a.rows_range(t, count).cols_range(r0, rows);
+      const ConstView right = b.rows_range(t, count).cols_range(c0, cols);
+      const FloatView out = c.rows_range(r0, rows).cols_range(c0, cols);
+      if (split) {
+        split_gemm(1.0F, left, Factor::kColumns, right, Factor::kColumns, 1.0F, out);
+      } else {
+        gemm_tn(1.0F, left, right, 1.0F, out);
+      }
     }
   });
 }
@@ -151,6 +182,12 @@ BlasInfo blas_info() {
   if (find_symbol<void (*)(int)>("MKL_Set_Num_Threads") != nullptr) return {"MKL", ""};
   if (find_symbol<void (*)(int)>("bli_thread_set_num_threads") != nullptr) return {"BLIS", ""};
   return {"CBLAS", ""};
+}
+
+std::string arithmetic(const RunContext& ctx) {
+  const BlasInfo blas = blas_info();
+  return blas.library + " " + blas.core +
+         (ctx.split_products && has_split_gemm() ? ", AMX bf16x3" : "");
 }
 
 std::string better_openblas_core() {

@@ -7,6 +7,9 @@
 
 namespace lpcd::linalg {
 
+// Products over tokens and weights (the gemms with a context, add_gram, add_cross) run on the tile
+// unit of CPUs that have one, in split bf16 (split_gemm.h); all else is the BLAS in f32.
+//
 // Every product below is cut into tiles of a fixed size, one single-threaded BLAS call each, so
 // that the bits of the result depend on the BLAS library and the CPU but not on the number of
 // threads. (A threaded BLAS cuts by thread count.)
@@ -58,6 +61,9 @@ struct BlasInfo {
   std::string core;
 };
 [[nodiscard]] BlasInfo blas_info();
+
+/// All that decides the last bits of a product: "OpenBLAS 0.3.21 SkylakeX, AMX bf16x3".
+[[nodiscard]] std::string arithmetic(const RunContext& ctx);
 
 /// Name of the OpenBLAS kernel set that this CPU deserves although OpenBLAS chose an older one,
 /// or "" when the choice is fine or the library is another one.

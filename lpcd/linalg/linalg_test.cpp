@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <random>
 
@@ -9,6 +11,7 @@
 #include "lpcd/linalg/blas.h"
 #include "lpcd/linalg/factor.h"
 #include "lpcd/linalg/parallel.h"
+#include "lpcd/linalg/split_gemm.h"
 
 namespace lpcd::linalg {
 namespace {
@@ -59,6 +62,59 @@ TEST(Gemm, AgreesWithDoubleSumsAndDoesNotDependOnThreads) {
 }
 
 // A million tokens: the sum must be as good as f32 can store it. The direct f64 sum is the truth.
+// Every layout and every kind of edge, against sums of doubles.
+TEST(SplitGemm, AgreesWithDoubleSumsForAllLayoutsAndEdges) {
+  if (!has_split_gemm()) GTEST_SKIP() << "this CPU has no bf16 tile unit (AMX)";
+  for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 1, 1},
+                                {32, 32, 32},
+                                {33, 47, 31},
+                                {16, 15, 515},
+                                {517, 65, 1100}}) {
+    for (const Factor left : {Factor::kRows, Factor::kColumns}) {
+      for (const Factor right : {Factor::kRows, Factor::kColumns}) {
+        const Mat a = left == Factor::kRows ? random_mat(m, k, 1) : random_mat(k, m, 1);
+        const Mat b = right == Factor::kRows ? random_mat(n, k, 2) : random_mat(k, n, 2);
+        const Mat before = random_mat(m, n, 3);
+        Mat c = before.clone();
+        split_gemm(0.5F, a, left, b, right, -2.0F, c);
+        Mat fresh(m, n);
+        std::fill_n(fresh.data(), fresh.size(), std::numeric_limits<float>::quiet_NaN());
+        split_gemm(1.0F, a, left, b, right, 0.0F, fresh);
+        for (int64_t r = 0; r < m; ++r) {
+          for (int64_t j = 0; j < n; ++j) {
+            double sum = 0;
+            double size = 0;
+            for (int64_t i = 0; i < k; ++i) {
+              const double product = double{left == Factor::kRows ? a(r, i) : a(i, r)} *
+                                     double{right == Factor::kRows ? b(j, i) : b(i, j)};
+              sum += product;
+              size += std::abs(product);
+            }
+            ASSERT_NEAR(fresh(r, j), sum, size * 0x1p-16) << m << ' ' << n << ' ' << k;
+            ASSERT_NEAR(c(r, j), 0.5 * sum - 2.0 * double{before(r, j)},
+                        0.5 * size * 0x1p-16 + 1e-6)
+                << m << ' ' << n << ' ' << k;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(SplitGemm, ElementsDoNotDependOnTheRestOfTheCall) {
+  if (!has_split_gemm()) GTEST_SKIP() << "this CPU has no bf16 tile unit (AMX)";
+  const Mat a = random_mat(100, 700, 1);
+  const Mat b = random_mat(90, 700, 2);
+  Mat whole(100, 90);
+  split_gemm(1.0F, a, Factor::kRows, b, Factor::kRows, 0.0F, whole);
+  Mat part(29, 50);
+  split_gemm(1.0F, a.view().rows_range(71, 29), Factor::kRows, b.view().rows_range(5, 50),
+             Factor::kRows, 0.0F, part);
+  for (int64_t r = 0; r < 29; ++r) {
+    for (int64_t c = 0; c < 50; ++c) ASSERT_EQ(part(r, c), whole(71 + r, 5 + c));
+  }
+}
+
 TEST(Moments, LoseNothingVisibleOverAMillionTokens) {
   constexpr int64_t kTokens = 1 << 20;
   constexpr int64_t kChunk = 4096;

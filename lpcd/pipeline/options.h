@@ -14,6 +14,7 @@ enum class Method { kRtn, kGptq };
 enum class Preset { kDefault, kOnecomp };
 enum class HessianFrom { kQuantized, kOriginal };
 enum class Solver { kCg, kGd };
+enum class MatmulPrecision { kHigh, kHighest };
 
 template <>
 struct EnumNames<Method> {
@@ -26,6 +27,10 @@ struct EnumNames<Preset> {
 template <>
 struct EnumNames<HessianFrom> {
   static constexpr std::array<std::string_view, 2> values = {"quantized", "original"};
+};
+template <>
+struct EnumNames<MatmulPrecision> {
+  static constexpr std::array<std::string_view, 2> values = {"high", "highest"};
 };
 template <>
 struct EnumNames<Solver> {
@@ -84,6 +89,7 @@ struct QuantizeOptions {
   std::string text_key = "text";
   double self_temperature = 1.0;
 
+  MatmulPrecision matmul_precision = MatmulPrecision::kHigh;
   int threads = 0;
   std::string consumer;  ///< program that is to load the result; "": any
   std::string max_memory;
@@ -382,6 +388,12 @@ struct QuantizeOptions {
                   .effect = Effect::kResource,
                   .min = 0,
                   .max = 4096});
+    v(o.matmul_precision,
+      {.name = "matmul-precision",
+       .value = "high|highest",
+       .section = run,
+       .help = "high: products over tokens may split f32 in two bf16 on CPUs with AMX, which is "
+               "faster and errs by 2^-16 of a term; highest: f32 on all CPUs."});
     v(o.max_memory,
       {.name = "max-memory",
        .value = "SIZE",

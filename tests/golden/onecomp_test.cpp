@@ -93,6 +93,7 @@ class Golden {
                                   nullptr, {.samples = 1000})),
         plan_(make_plan(model_, options_of(config, "ids"), available_memory())) {
     ctx_.threads = 2;
+    ctx_.split_products = plan_.options.matmul_precision == MatmulPrecision::kHigh;
   }
 
   void run() {
