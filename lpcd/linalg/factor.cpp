@@ -115,14 +115,20 @@ InverseFactor factor_damped_inverse(const RunContext& ctx, ConstView h, const Da
 
   InverseFactor factor;
   factor.lambda = first;
+  std::vector<double> shape(static_cast<size_t>(n), 1.0);
+  if (damping.power != 0) {
+    for (size_t k = 0; k < shape.size(); ++k) {
+      shape[k] = std::max(std::pow(static_cast<double>(diagonal[k]) / mean, damping.power), 1e-4);
+    }
+  }
   // With P the reversal of the order, P (H + lambda I) P = L L^T gives U = P L^-1 P.
   Mat reversed = Mat::uninitialized(n, n);
   for (int attempt = 0;; ++attempt) {
     for (int64_t r = 0; r < n; ++r) {
       for (int64_t c = 0; c < n; ++c) reversed(r, c) = h(n - 1 - r, n - 1 - c);
       const int64_t k = n - 1 - r;
-      reversed(r, r) =
-          static_cast<float>(static_cast<double>(diagonal[static_cast<size_t>(k)]) + factor.lambda);
+      reversed(r, r) = static_cast<float>(static_cast<double>(diagonal[static_cast<size_t>(k)]) +
+                                          factor.lambda * shape[static_cast<size_t>(k)]);
     }
     if (cholesky_lower(ctx, reversed)) break;
     factor.raised.push_back(factor.lambda);
@@ -136,6 +142,9 @@ InverseFactor factor_damped_inverse(const RunContext& ctx, ConstView h, const Da
     factor.lambda += first * std::pow(10.0, attempt + 1);
   }
   invert_lower(ctx, reversed);
+  for (const double share : shape) {
+    factor.added.push_back(static_cast<float>(factor.lambda * share));
+  }
 
   factor.upper = Mat(n, n);
   for (int64_t r = 0; r < n; ++r) {

@@ -16,23 +16,29 @@ namespace lpcd::linalg {
 /// L <- L^-1 for a lower triangular L, in place; the upper triangle is not touched.
 void invert_lower(const RunContext& ctx, FloatView l);
 
-/// Damping of a second moment: lambda = fraction * mean(diag H), raised when that is not enough.
+/// Damping of a second moment, D = lambda diag((h_kk / mean)^power) with
+/// lambda = fraction * mean(diag H), raised when that is not enough.
+///
+/// Power 0 is the ridge of GPTQ, lambda I. Power 1 shrinks correlations and leaves what inputs
+/// weigh against each other alone; between, large lambdas still tell the inputs apart.
 struct Damping {
   double fraction = 0.01;
+  double power = 0;
   /// Attempts before giving up. Attempt i > 0 adds 10^i times the first lambda.
   int max_attempts = 5;
 };
 
-/// The triangular factor of a damped inverse: U^T U = (H + lambda I)^-1.
+/// The triangular factor of a damped inverse: U^T U = (H + D)^-1.
 ///
 /// The rows of U are what GPTQ needs to pass the error of a column on; R U^T U solves for R.
 struct InverseFactor {
   Mat upper;                   ///< [K, K], zeros below the diagonal
-  double lambda = 0;           ///< total added to the diagonal
+  std::vector<float> added;    ///< what was added to each element of the diagonal [K]
+  double lambda = 0;           ///< total; what was added, for power 0
   std::vector<double> raised;  ///< lambda of each failed attempt, in order; empty as a rule
 };
 
-/// Factor of (H + lambda I)^-1.
+/// Factor of (H + D)^-1.
 ///
 /// Shapes    h [K, K] symmetric, full storage. Inputs that are always zero have h_kk = 0; they are
 ///           replaced by 1 before lambda is computed, as GPTQ does.
@@ -42,7 +48,7 @@ struct InverseFactor {
 [[nodiscard]] InverseFactor factor_damped_inverse(const RunContext& ctx, ConstView h,
                                                   const Damping& damping);
 
-/// R <- R (H + lambda I)^-1, in place.
+/// R <- R (H + D)^-1, in place.
 /// Shapes    r [N, K].
 void solve_right(const RunContext& ctx, const InverseFactor& factor, FloatView r);
 

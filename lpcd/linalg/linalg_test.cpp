@@ -193,6 +193,28 @@ TEST(Factor, UpperTimesItsTransposeIsTheDampedInverse) {
   EXPECT_TRUE(same_bits(f.upper, again.upper));
 }
 
+// (U^T U)^-1 - H is what was added: a power of each diagonal element, and the ridge for power 0.
+TEST(Factor, DampingFollowsAPowerOfTheDiagonal) {
+  constexpr int64_t kN = 40;
+  Mat h(kN, kN);
+  double mean = 0;
+  for (int64_t k = 0; k < kN; ++k) {
+    h(k, k) = static_cast<float>(1 + k * k);
+    mean += static_cast<double>(h(k, k)) / kN;
+  }
+  for (const double power : {0.0, 0.5, 1.0}) {
+    const InverseFactor f =
+        factor_damped_inverse(with_threads(1), h, {.fraction = 0.3, .power = power});
+    EXPECT_NEAR(f.lambda, 0.3 * mean, 1e-9 * mean);
+    for (int64_t k = 0; k < kN; ++k) {
+      const double expected = 0.3 * mean * std::pow(static_cast<double>(h(k, k)) / mean, power);
+      const double u = f.upper(k, k);
+      EXPECT_NEAR(f.added[static_cast<size_t>(k)], expected, 1e-5 * expected);
+      EXPECT_NEAR(1 / (u * u) - static_cast<double>(h(k, k)), expected, 1e-4 * mean);
+    }
+  }
+}
+
 TEST(Factor, SolveRightRecoversAKnownSolution) {
   const Mat h = spd(300, 3);
   const InverseFactor f = factor_damped_inverse(with_threads(2), h, {.fraction = 0.1});

@@ -382,10 +382,14 @@ void BlockRunner::block_output() {
   record_->held_out_token_error = per_token(Part::kHeldOut);
 }
 
+linalg::Damping BlockRunner::damping_of(double fraction) const {
+  return {.fraction = fraction, .power = plan_.options.percdamp_power};
+}
+
 solve::Metric BlockRunner::metric_of(Mat h, double damping) const {
   const auto order =
       plan_.options.act_order ? solve::ColumnOrder::kActivation : solve::ColumnOrder::kNatural;
-  return solve::make_metric(ctx_, std::move(h), {.fraction = damping}, order);
+  return solve::make_metric(ctx_, std::move(h), damping_of(damping), order);
 }
 
 format::QuantizedMatrix BlockRunner::project(const LayerPlan& layer, ConstView target,

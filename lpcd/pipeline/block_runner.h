@@ -100,6 +100,7 @@ class BlockRunner {
   [[nodiscard]] FloatView primary_attention_norm(int64_t r0, int64_t n);
   [[nodiscard]] format::QuantizedMatrix project(const LayerPlan& layer, ConstView target,
                                                 const solve::Metric& metric) const;
+  [[nodiscard]] linalg::Damping damping_of(double fraction) const;
   [[nodiscard]] solve::Metric metric_of(Mat h, double damping) const;
   /// body(part, first row, rows)
   template <typename Body>

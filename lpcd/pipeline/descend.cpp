@@ -93,7 +93,7 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
       {.adam = plan_.options.solver == Solver::kGd,
        .adam_options = adam_options(),
        .iterations = plan_.options.cg_iterations,
-       .ridge = damping,
+       .ridge = damping_of(damping),
        .factors = plan_.options.own_metric,
        .strength = plan_.solver.lpcd_strength.value_or(submodules::kDefaultStrength)});
   const double strength = plan_.solver.lpcd_strength.value_or(relaxed.strength);

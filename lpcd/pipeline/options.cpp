@@ -10,6 +10,7 @@ void apply_preset(Preset preset, QuantizeOptions& options) {
   options.preset = preset;
   if (preset != Preset::kOnecomp) return;
   options.percdamp = {"0.01"};
+  options.percdamp_power = 0;
   options.matmul_precision = MatmulPrecision::kHighest;
   options.scale_search = false;
   options.refine = 0;

@@ -60,6 +60,7 @@ struct QuantizeOptions {
   bool act_order = false;
   int64_t block_size = 128;
   std::vector<std::string> percdamp = {"0.01", "0.05", "0.2", "0.5", "1", "2"};
+  double percdamp_power = 0.5;
   bool scale_search = true;
   int refine = 2;
   bool own_metric = true;
@@ -213,6 +214,14 @@ struct QuantizeOptions {
        .section = gptq,
        .help = "Added to the diagonal of the second moment, as a fraction of its mean. Of several "
                "values the one that is best on held-out sequences is taken, layer by layer."});
+    v(o.percdamp_power,
+      {.name = "percdamp-power",
+       .value = "P",
+       .section = gptq,
+       .help = "How what is added depends on the input: in proportion to the P-th power of its own "
+               "diagonal element. 0: the same for all, as in GPTQ; 1: in proportion to each.",
+       .min = 0,
+       .max = 1});
     v(o.scale_search,
       {.name = "scale-search",
        .value = "on|off",

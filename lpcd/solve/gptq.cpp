@@ -154,12 +154,11 @@ class GptqRows {
     blocks_.resize(static_cast<size_t>(result_.groups()));
     format::BlockParameters& parameters = blocks_[static_cast<size_t>(group)];
     const DType type = options_.grid.block.value();
-    const auto lambda = static_cast<float>(metric_.factor.lambda);
     std::vector<float> diagonal(static_cast<size_t>(group_length_));
     std::vector<float> pivots(static_cast<size_t>(group_length_));
     for (int64_t k = 0; k < group_length_; ++k) {
       const int64_t column = group * group_length_ + k;
-      diagonal[static_cast<size_t>(k)] = metric_.h(column, column) + lambda;
+      diagonal[static_cast<size_t>(k)] = metric_.h(column, column) + metric_.damping(column);
       if (first < 0) continue;
       const float u = metric_.factor.upper(first + k, first + k);
       pivots[static_cast<size_t>(k)] = 1.0F / (u * u);

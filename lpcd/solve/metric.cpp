@@ -19,6 +19,7 @@ Metric make_metric(const RunContext& ctx, Mat h, const linalg::Damping& damping,
   const int64_t n = metric.inputs();
   if (order == ColumnOrder::kNatural) {
     metric.factor = linalg::factor_damped_inverse(ctx, metric.h, damping);
+    metric.added = metric.factor.added;
     return metric;
   }
   metric.order.resize(static_cast<size_t>(n));
@@ -31,6 +32,10 @@ Metric make_metric(const RunContext& ctx, Mat h, const linalg::Damping& damping,
     for (int64_t c = 0; c < n; ++c) ordered(r, c) = row[metric.order[static_cast<size_t>(c)]];
   }
   metric.factor = linalg::factor_damped_inverse(ctx, ordered, damping);
+  metric.added.resize(metric.factor.added.size());
+  for (size_t i = 0; i < metric.added.size(); ++i) {
+    metric.added[static_cast<size_t>(metric.order[i])] = metric.factor.added[i];
+  }
   return metric;
 }
 

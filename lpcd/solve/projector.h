@@ -14,9 +14,11 @@ namespace lpcd::solve {
 struct Metric {
   Mat h;                         ///< second moment H [K, K]
   std::vector<int32_t> order;    ///< columns in the order GPTQ visits them; empty: as they are
-  linalg::InverseFactor factor;  ///< of H, with rows and columns in `order`
+  linalg::InverseFactor factor;  ///< of H + D, with rows and columns in `order`
+  std::vector<float> added;      ///< D [K], the damping, columns as they are
 
   [[nodiscard]] int64_t inputs() const { return h.rows(); }
+  [[nodiscard]] float damping(int64_t k) const { return added[static_cast<size_t>(k)]; }
   /// True if input k was zero on all calibration tokens.
   [[nodiscard]] bool dead(int64_t k) const { return h(k, k) == 0.0F; }
 };
@@ -31,7 +33,7 @@ enum class ColumnOrder {
 [[nodiscard]] Metric make_metric(const RunContext& ctx, Mat h, const linalg::Damping& damping,
                                  ColumnOrder order);
 
-/// R <- R (H + lambda I)^-1 in place, whatever the column order of the metric.
+/// R <- R (H + D)^-1 in place, whatever the column order of the metric.
 /// Shapes    r [N, K].
 void solve_in_metric(const RunContext& ctx, const Metric& metric, FloatView r);
 
@@ -75,7 +77,7 @@ struct ProjectOptions {
                                                   const Metric& metric,
                                                   const ProjectOptions& options);
 
-/// Lowers tr(E (H + lambda I) E^T), E = Q - W, from where a projection ended: per group the scale
+/// Lowers tr(E (H + D) E^T), E = Q - W, from where a projection ended: per group the scale
 /// that is best for its codes (rounded to f16, taken if better), then each code to the value that
 /// is best while the others stay. Never raises it, but for rounding in f32.
 ///

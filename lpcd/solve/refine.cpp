@@ -79,7 +79,6 @@ class RefineRows {
         first_row_(row),
         rows_(std::min(kRowsPerTask, weight.rows() - row)),
         inputs_(weight.cols()),
-        lambda_(static_cast<float>(metric.factor.lambda)),
         codes_(Mat::uninitialized(inputs_, rows_)),
         gradient_(Mat::uninitialized(inputs_, rows_)),
         change_(Mat::uninitialized(std::min(kBlockColumns, inputs_), rows_)),
@@ -102,7 +101,7 @@ class RefineRows {
     }
     linalg::gemm_nn(1.0F, metric.h, error, 0.0F, gradient_);
     for (int64_t k = 0; k < inputs_; ++k) {
-      HWY_DYNAMIC_DISPATCH(AddScaled)(lambda_, error.row(k), rows_, gradient_.row(k));
+      HWY_DYNAMIC_DISPATCH(AddScaled)(metric.damping(k), error.row(k), rows_, gradient_.row(k));
     }
   }
 
@@ -148,7 +147,7 @@ class RefineRows {
   }
 
   // The scale that is best for the codes c of a group: with q = s c the loss is a parabola in s of
-  // slope c^T g and curvature c^T (H + lambda I) c.
+  // slope c^T g and curvature c^T (H + D) c.
   void refit_scales(int64_t group, int64_t begin, int64_t end) {
     const int64_t count = end - begin;
     Mat centred = Mat::uninitialized(count, rows_);
@@ -168,7 +167,8 @@ class RefineRows {
       for (int64_t k = 0; k < count; ++k) {
         const double c = centred(k, r);
         slope += c * static_cast<double>(gradient_(begin + k, r));
-        curvature += c * (static_cast<double>(product(k, r)) + metric_.factor.lambda * c);
+        curvature +=
+            c * (static_cast<double>(product(k, r)) + double{metric_.damping(begin + k)} * c);
       }
       float& scale = scale_[static_cast<size_t>(r)];
       float step = 0;
@@ -186,7 +186,7 @@ class RefineRows {
       result_.scales(group, first_row_ + r) = scale;
       for (int64_t k = 0; k < count; ++k) {
         centred(k, r) *= step;  // from here on the change of the weights
-        product(k, r) = product(k, r) * step + lambda_ * centred(k, r);
+        product(k, r) = product(k, r) * step + metric_.damping(begin + k) * centred(k, r);
       }
     }
     if (!any) return;
@@ -201,7 +201,7 @@ class RefineRows {
     const FloatView change = change_.view().rows_range(0, end - begin);
     for (int64_t k = begin; k < end; ++k) {
       float* column_change = change.row(k - begin);
-      const float curvature = metric_.h(k, k) + lambda_;
+      const float curvature = metric_.h(k, k) + metric_.damping(k);
       if (metric_.dead(k) || !HWY_DYNAMIC_DISPATCH(MoveColumn)(
                                  gradient_.row(k), curvature, scale_.data(), zero_.data(),
                                  result_.spec.max_code(), rows_, codes_.row(k), column_change)) {
@@ -222,9 +222,8 @@ class RefineRows {
   int64_t first_row_;
   int64_t rows_;
   int64_t inputs_;
-  float lambda_;
   Mat codes_;     // [K, rows]
-  Mat gradient_;  // (H + lambda I) E  [K, rows]
+  Mat gradient_;  // (H + D) E  [K, rows]
   Mat change_;    // of the weights of a block of columns
   std::vector<float> scale_;
   std::vector<float> zero_;

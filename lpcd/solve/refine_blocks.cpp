@@ -80,7 +80,6 @@ class RefineBlockRows {
         first_row_(row),
         rows_(std::min(kRowsPerTask, weight.rows() - row)),
         inputs_(weight.cols()),
-        lambda_(static_cast<float>(metric.factor.lambda)),
         codes_(Mat::uninitialized(inputs_, rows_)),
         gradient_(Mat::uninitialized(inputs_, rows_)),
         change_(grid_.length, rows_),
@@ -98,7 +97,7 @@ class RefineBlockRows {
     }
     linalg::gemm_nn(1.0F, metric.h, error, 0.0F, gradient_);
     for (int64_t k = 0; k < inputs_; ++k) {
-      HWY_DYNAMIC_DISPATCH(AddScaledRow)(lambda_, error.row(k), rows_, gradient_.row(k));
+      HWY_DYNAMIC_DISPATCH(AddScaledRow)(metric.damping(k), error.row(k), rows_, gradient_.row(k));
     }
   }
 
@@ -168,7 +167,8 @@ class RefineBlockRows {
       for (int64_t k = 0; k < n; ++k) {
         const double v = direction(k, r);
         slope += v * static_cast<double>(gradient_(begin_ + first + k, r));
-        curvature += v * (static_cast<double>(product(k, r)) + metric_.factor.lambda * v);
+        curvature += v * (static_cast<double>(product(k, r)) +
+                          double{metric_.damping(begin_ + first + k)} * v);
       }
       const double taken = curvature > 0 ? step(r, slope, curvature) : 0.0;
       steps[static_cast<size_t>(r)] = static_cast<float>(taken);
@@ -189,7 +189,8 @@ class RefineBlockRows {
     linalg::gemm_nn(1.0F, h.rows_range(begin_, grid_.length).cols_range(begin_ + first, n), delta,
                     1.0F, g.rows_range(begin_, grid_.length));
     for (int64_t k = 0; k < n; ++k) {
-      HWY_DYNAMIC_DISPATCH(AddScaledRow)(lambda_, delta.row(k), rows_, g.row(begin_ + first + k));
+      HWY_DYNAMIC_DISPATCH(AddScaledRow)(metric_.damping(begin_ + first + k), delta.row(k), rows_,
+                                         g.row(begin_ + first + k));
       HWY_DYNAMIC_DISPATCH(AddScaledRow)(1.0F, delta.row(k), rows_, change_.row(first + k));
     }
   }
@@ -289,7 +290,7 @@ class RefineBlockRows {
       const int64_t column = begin_ + k;
       if (metric_.dead(column)) continue;
       const int64_t j = k / grid_.sub;
-      const float curvature = metric_.h(column, column) + lambda_;
+      const float curvature = metric_.h(column, column) + metric_.damping(column);
       float* change = delta.row(k - first);
       if (!HWY_DYNAMIC_DISPATCH(MoveBlockColumn)(
               gradient_.row(column), curvature, block_->scale.row(j), block_->inverse.row(j),
@@ -342,9 +343,8 @@ class RefineBlockRows {
   int64_t first_row_;
   int64_t rows_;
   int64_t inputs_;
-  float lambda_;
   Mat codes_;     // [K, rows]
-  Mat gradient_;  // (H + lambda I) E  [K, rows]
+  Mat gradient_;  // (H + D) E  [K, rows]
   Mat change_;    // of the weights of the block in work [length, rows]
   std::vector<format::BlockParameters> blocks_;
   int64_t begin_ = 0;  // first column of the block in work

@@ -15,7 +15,7 @@ format::QuantizedMatrix round_blocks(const RunContext& ctx, ConstView weight, co
   const DType type = options.grid.block.value();
   std::vector<float> weights;  // the diagonal that GPTQ would see
   for (int64_t k = 0; metric != nullptr && k < weight.cols(); ++k) {
-    weights.push_back(metric->h(k, k) + static_cast<float>(metric->factor.lambda));
+    weights.push_back(metric->h(k, k) + metric->damping(k));
   }
   linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {
     const int64_t first = task * kRowsPerTask;

@@ -45,7 +45,7 @@ Mat correlated_moment(int64_t n, uint64_t seed) {
 }
 
 Metric metric_of(const Mat& h, ColumnOrder order = ColumnOrder::kNatural) {
-  return make_metric(with_threads(2), h.clone(), {.fraction = 0.01}, order);
+  return make_metric(with_threads(2), h.clone(), {.fraction = 0.1, .power = 0.5}, order);
 }
 
 ProjectOptions options_for(int bits, int64_t group, bool symmetric = true) {
@@ -75,14 +75,15 @@ TEST(Gptq, WithADiagonalMomentIsRoundToNearest) {
 
 // Optimal Brain Surgeon written out: after rounding column i, the columns left are moved by the
 // step that minimises the loss, and i is eliminated from the inverse. f64, one row at a time.
-std::vector<uint8_t> gptq_by_elimination(const Mat& w, const Mat& h, double lambda,
+std::vector<uint8_t> gptq_by_elimination(const Mat& w, const Metric& metric,
                                          const ProjectOptions& options) {
+  const Mat& h = metric.h;
   const auto n = static_cast<size_t>(h.rows());
   std::vector<double> inverse(n * n);
   {
     std::vector<double> a(n * n);
     for (size_t i = 0; i < n; ++i) {
-      for (size_t j = 0; j < n; ++j) a[i * n + j] = h(i, j) + (i == j ? lambda : 0.0);
+      for (size_t j = 0; j < n; ++j) a[i * n + j] = h(i, j) + (i == j ? metric.damping(i) : 0.0F);
       inverse[i * n + i] = 1.0;
     }
     for (size_t p = 0; p < n; ++p) {  // Gauss-Jordan; a is positive definite
@@ -141,7 +142,7 @@ TEST(Gptq, MatchesEliminationWrittenOut) {
     ProjectOptions options = options_for(3, group);
     options.block_columns = 16;
     const Metric metric = metric_of(h);
-    const auto expected = gptq_by_elimination(w, h, metric.factor.lambda, options);
+    const auto expected = gptq_by_elimination(w, metric, options);
     const auto got = project_gptq(with_threads(1), w, metric, options).codes;
     const auto differing =
         std::inner_product(got.begin(), got.end(), expected.begin(), 0, std::plus<>(),
@@ -239,7 +240,7 @@ TEST(OutputError, IsTheQuadraticForm) {
 // What GPTQ minimises: the loss in the damped metric.
 double damped_loss(const Mat& w, const format::QuantizedMatrix& q, const Metric& metric) {
   Mat h = metric.h.clone();
-  for (int64_t k = 0; k < h.rows(); ++k) h(k, k) += static_cast<float>(metric.factor.lambda);
+  for (int64_t k = 0; k < h.rows(); ++k) h(k, k) += metric.damping(k);
   return loss(w, q, h);
 }
 

@@ -40,13 +40,13 @@ Mat transposed(ConstView m) {
 // (output + ridge)^-1 R (input + ridge)^-1
 class Preconditioner {
  public:
-  Preconditioner(const RunContext& ctx, const Factors& factors, double ridge)
-      : ctx_(ctx), input_(linalg::factor_damped_inverse(ctx, factors.input, {.fraction = ridge})) {
+  Preconditioner(const RunContext& ctx, const Factors& factors, const linalg::Damping& ridge)
+      : ctx_(ctx), input_(linalg::factor_damped_inverse(ctx, factors.input, ridge)) {
     if (factors.output.rows() > 1) {
-      output_ = linalg::factor_damped_inverse(ctx, factors.output, {.fraction = ridge});
+      output_ = linalg::factor_damped_inverse(ctx, factors.output, ridge);
       return;
     }
-    const double damping = std::max(ridge * mean_diagonal(factors.output), 1e-30);
+    const double damping = std::max(ridge.fraction * mean_diagonal(factors.output), 1e-30);
     for (int64_t n = 0; n < factors.output.cols(); ++n) {
       inverse_diagonal_.push_back(
           static_cast<float>(1.0 / (static_cast<double>(factors.output(0, n)) + damping)));
@@ -133,7 +133,7 @@ void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role rol
   const Factors& factors = result.factors;
   const Preconditioner precondition(ctx, factors, options.ridge);
   const double ridge =
-      options.ridge * mean_diagonal(factors.output) * 0.5 * mean_diagonal(factors.input);
+      options.ridge.fraction * mean_diagonal(factors.output) * 0.5 * mean_diagonal(factors.input);
   result.step = Mat(w[role].rows(), w[role].cols());
   Mat residual = std::move(start.gradient);
   const double first = std::sqrt(inner_product(residual, residual));

@@ -24,8 +24,8 @@ struct RelaxOptions {
   AdamOptions adam_options;
   /// Products with A^T A. The preconditioner is close to A^T A, so few are needed.
   int iterations = 2;
-  /// Ridge of the problem and of the preconditioner's factors, relative to their mean diagonal.
-  double ridge = 0.01;
+  /// Ridge of the problem (its fraction of the mean diagonal) and of the preconditioner's factors.
+  linalg::Damping ridge;
   /// The factors are wanted even by Adam.
   bool factors = true;
   /// Share of the step that is taken when there are no held-out sequences.
