@@ -45,14 +45,17 @@ void count_flops(benchmark::State& state, double flops) {
       benchmark::Counter(flops, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-void gemm(benchmark::State& state) {
-  const RunContext ctx = all_threads();
+void time_gemm(benchmark::State& state, bool split) {
+  RunContext ctx = all_threads();
+  ctx.split_products = split;
   const Mat x = random_mat(4096, state.range(1), 1);
   const Mat w = random_mat(state.range(0), state.range(1), 2);
   Mat y(4096, state.range(0));
   for (auto _ : state) linalg::gemm_nt(ctx, 1.0F, x, w, 0.0F, y);
   count_flops(state, 2.0 * 4096 * static_cast<double>(w.size()));
 }
+
+void gemm(benchmark::State& state) { time_gemm(state, true); }
 BENCHMARK(gemm)
     ->Args({576, 576})
     ->Args({1536, 576})
@@ -62,15 +65,7 @@ BENCHMARK(gemm)
     ->Unit(benchmark::kMillisecond);
 
 // The same without the tile unit of CPUs that have one.
-void gemm_f32(benchmark::State& state) {
-  RunContext ctx = all_threads();
-  ctx.split_products = false;
-  const Mat x = random_mat(4096, state.range(1), 1);
-  const Mat w = random_mat(state.range(0), state.range(1), 2);
-  Mat y(4096, state.range(0));
-  for (auto _ : state) linalg::gemm_nt(ctx, 1.0F, x, w, 0.0F, y);
-  count_flops(state, 2.0 * 4096 * static_cast<double>(w.size()));
-}
+void gemm_f32(benchmark::State& state) { time_gemm(state, false); }
 BENCHMARK(gemm_f32)
     ->Args({576, 576})
     ->Args({8960, 1536})

@@ -34,6 +34,21 @@ bool splits(const RunContext& ctx, int64_t outputs, int64_t inputs) {
   return ctx.split_products && outputs >= 32 && inputs >= 64 && has_split_gemm();
 }
 
+// One tile of a product, on the tile unit or by the BLAS.
+void multiply(bool split, float alpha, ConstView a, Factor a_lies, ConstView b, Factor b_lies,
+              float beta, FloatView c) {
+  if (split) {
+    split_gemm(alpha, a, a_lies, b, b_lies, beta, c);
+  } else if (a_lies == Factor::kColumns) {
+    LPCD_CHECK(b_lies == Factor::kColumns);
+    gemm_tn(alpha, a, b, beta, c);
+  } else if (b_lies == Factor::kRows) {
+    gemm_nt(alpha, a, b, beta, c);
+  } else {
+    gemm_nn(alpha, a, b, beta, c);
+  }
+}
+
 template <typename Product>
 void over_tiles(const RunContext& ctx, FloatView c, int64_t row_tile, const Product& product) {
   const int64_t row_tiles = ceil_div(c.rows(), row_tile);
@@ -75,14 +90,8 @@ void gemm_nt(const RunContext& ctx, float alpha, ConstView a, ConstView b, float
              int64_t row_tile) {
   const bool split = splits(ctx, c.cols(), a.cols());
   over_tiles(ctx, c, row_tile, [&](int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
-    const ConstView left = a.rows_range(r0, rows);
-    const ConstView right = b.rows_range(c0, cols);
-    const FloatView out = c.rows_range(r0, rows).cols_range(c0, cols);
-    if (split) {
-      split_gemm(alpha, left, Factor::kRows, right, Factor::kRows, beta, out);
-    } else {
-      gemm_nt(alpha, left, right, beta, out);
-    }
+    multiply(split, alpha, a.rows_range(r0, rows), Factor::kRows, b.rows_range(c0, cols),
+             Factor::kRows, beta, c.rows_range(r0, rows).cols_range(c0, cols));
   });
 }
 
@@ -90,14 +99,8 @@ void gemm_nn(const RunContext& ctx, float alpha, ConstView a, ConstView b, float
              int64_t row_tile) {
   const bool split = splits(ctx, c.cols(), a.cols());
   over_tiles(ctx, c, row_tile, [&](int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
-    const ConstView left = a.rows_range(r0, rows);
-    const ConstView right = b.cols_range(c0, cols);
-    const FloatView out = c.rows_range(r0, rows).cols_range(c0, cols);
-    if (split) {
-      split_gemm(alpha, left, Factor::kRows, right, Factor::kColumns, beta, out);
-    } else {
-      gemm_nn(alpha, left, right, beta, out);
-    }
+    multiply(split, alpha, a.rows_range(r0, rows), Factor::kRows, b.cols_range(c0, cols),
+             Factor::kColumns, beta, c.rows_range(r0, rows).cols_range(c0, cols));
   });
 }
 
@@ -115,15 +118,13 @@ void add_gram(const RunContext& ctx, ConstView x, int64_t slab_rows, FloatView h
     const FloatView tile = h.rows_range(r0, rows).cols_range(c0, cols);
     for (int64_t t = 0; t < x.rows(); t += slab_rows) {
       const ConstView slab = x.rows_range(t, std::min(slab_rows, x.rows() - t));
-      if (split) {
-        split_gemm(1.0F, slab.cols_range(r0, rows), Factor::kColumns, slab.cols_range(c0, cols),
-                   Factor::kColumns, 1.0F, tile);
-      } else if (r0 == c0) {
+      if (r0 == c0 && !split) {
         cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, to_int(rows), to_int(slab.rows()), 1.0F,
                     slab.data() + r0, to_int(slab.stride()), 1.0F, tile.data(),
                     to_int(tile.stride()));
       } else {
-        gemm_tn(1.0F, slab.cols_range(r0, rows), slab.cols_range(c0, cols), 1.0F, tile);
+        multiply(split, 1.0F, slab.cols_range(r0, rows), Factor::kColumns,
+                 slab.cols_range(c0, cols), Factor::kColumns, 1.0F, tile);
       }
     }
   });
@@ -141,14 +142,9 @@ void add_cross(const RunContext& ctx, ConstView a, ConstView b, int64_t slab_row
     const int64_t cols = std::min(kMomentTile, c.cols() - c0);
     for (int64_t t = 0; t < a.rows(); t += slab_rows) {
       const int64_t count = std::min(slab_rows, a.rows() - t);
-      const ConstView left = a.rows_range(t, count).cols_range(r0, rows);
-      const ConstView right = b.rows_range(t, count).cols_range(c0, cols);
-      const FloatView out = c.rows_range(r0, rows).cols_range(c0, cols);
-      if (split) {
-        split_gemm(1.0F, left, Factor::kColumns, right, Factor::kColumns, 1.0F, out);
-      } else {
-        gemm_tn(1.0F, left, right, 1.0F, out);
-      }
+      multiply(split, 1.0F, a.rows_range(t, count).cols_range(r0, rows), Factor::kColumns,
+               b.rows_range(t, count).cols_range(c0, cols), Factor::kColumns, 1.0F,
+               c.rows_range(r0, rows).cols_range(c0, cols));
     }
   });
 }

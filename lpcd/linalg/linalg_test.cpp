@@ -101,6 +101,23 @@ TEST(SplitGemm, AgreesWithDoubleSumsForAllLayoutsAndEdges) {
   }
 }
 
+TEST(SplitGemm, RunsOnlyWhereTheContextAllowsIt) {
+  const Mat a = random_mat(40, 70, 1);
+  const Mat b = random_mat(50, 70, 2);
+  RunContext ctx = with_threads(1);
+  ctx.split_products = false;
+  Mat plain(40, 50);
+  Mat got(40, 50);
+  gemm_nt(1.0F, a, b, 0.0F, plain);
+  gemm_nt(ctx, 1.0F, a, b, 0.0F, got);
+  EXPECT_TRUE(same_bits(got, plain));
+  if (!has_split_gemm()) GTEST_SKIP() << "this CPU has no bf16 tile unit (AMX)";
+  ctx.split_products = true;
+  split_gemm(1.0F, a, Factor::kRows, b, Factor::kRows, 0.0F, plain);
+  gemm_nt(ctx, 1.0F, a, b, 0.0F, got);
+  EXPECT_TRUE(same_bits(got, plain));
+}
+
 TEST(SplitGemm, ElementsDoNotDependOnTheRestOfTheCall) {
   if (!has_split_gemm()) GTEST_SKIP() << "this CPU has no bf16 tile unit (AMX)";
   const Mat a = random_mat(100, 700, 1);
