@@ -21,8 +21,7 @@ Json describe_tensors(const io::TensorSource& source) {
   Json list = Json::array();
   std::map<std::string, TypeSum> by_type;
   for (const TensorInfo& info : source.tensors()) {
-    const std::string type(dtype_info(info.dtype).name);
-    const auto bytes = static_cast<uint64_t>(source.raw(info.name).size());
+    const auto [type, bytes] = source.stored_form(info.name);
     list.push_back({{"name", info.name}, {"type", type}, {"shape", info.shape}, {"bytes", bytes}});
     TypeSum& sum = by_type[type];
     ++sum.tensors;

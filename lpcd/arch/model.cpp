@@ -227,9 +227,11 @@ int64_t Model::parameters() const {
   return sum;
 }
 
-int64_t Model::stored_bytes() const {
-  int64_t sum = 0;
-  for_each_tensor([&](Role role, int64_t block) { sum += stored(role, block).bytes(); });
+uint64_t Model::stored_bytes() const {
+  uint64_t sum = 0;
+  for_each_tensor([&](Role role, int64_t block) {
+    sum += source_->stored_form(stored(role, block).name).bytes;
+  });
   return sum;
 }
 

@@ -64,7 +64,7 @@ class Model {
   /// Parameters of all tensors the architecture uses.
   [[nodiscard]] int64_t parameters() const;
   /// Bytes of those tensors as stored.
-  [[nodiscard]] int64_t stored_bytes() const;
+  [[nodiscard]] uint64_t stored_bytes() const;
 
   /// 128-bit hash, in hex, of configuration, tensor table and samples of every tensor's bytes (its
   /// first and last 4 KiB): tells two checkpoints apart without reading all of a large one.

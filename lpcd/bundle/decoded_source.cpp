@@ -1,5 +1,7 @@
 #include "lpcd/bundle/decoded_source.h"
 
+#include <fmt/format.h>
+
 #include <unordered_set>
 #include <utility>
 
@@ -25,6 +27,14 @@ DecodedSource::DecodedSource(std::shared_ptr<const io::TensorSource> stored,
 std::span<const std::byte> DecodedSource::raw(std::string_view name) const {
   const auto it = layers_.find(std::string(name));
   return stored_->raw(it == layers_.end() ? name : it->second.parts[0]);
+}
+
+io::StoredForm DecodedSource::stored_form(std::string_view name) const {
+  const auto it = layers_.find(std::string(name));
+  if (it == layers_.end()) return stored_->stored_form(name);
+  io::StoredForm form{.type = fmt::format("int{}", it->second.bits)};
+  for (const std::string& part : it->second.parts) form.bytes += stored_->raw(part).size();
+  return form;
 }
 
 std::string DecodedSource::location(std::string_view name) const {

@@ -19,6 +19,7 @@ class DecodedSource final : public io::TensorSource {
   struct Layer {
     std::string base;                       ///< "model.layers.0.mlp.up_proj"
     std::vector<std::string> parts;         ///< stored tensors, the codes first
+    int bits = 0;                           ///< of a code
     int64_t rows = 0;                       ///< N
     int64_t cols = 0;                       ///< K
     std::function<void(FloatView)> decode;  ///< fills [N, K]
@@ -28,6 +29,7 @@ class DecodedSource final : public io::TensorSource {
                 const std::string& where);
 
   std::span<const std::byte> raw(std::string_view name) const override;
+  io::StoredForm stored_form(std::string_view name) const override;
   std::string location(std::string_view name) const override;
   void release(std::string_view name) const override;
   void read_f32(std::string_view name, std::span<float> out) const override;

@@ -52,6 +52,7 @@ DecodedSource::Layer make_layer(const std::shared_ptr<const io::TensorSource>& s
   check_groups(*stored, base, l.groups);
   DecodedSource::Layer layer{.base = base,
                              .parts = {qweight.name, qzeros.name, scales.name, g_idx.name},
+                             .bits = l.bits,
                              .rows = l.rows,
                              .cols = l.cols,
                              .decode = {}};

@@ -90,6 +90,7 @@ DecodedSource::Layer make_layer(const std::shared_ptr<const io::TensorSource>& s
   }
   DecodedSource::Layer layer{.base = base,
                              .parts = {packed.name, scale.name, shape.name},
+                             .bits = l.bits,
                              .rows = l.rows,
                              .cols = l.cols,
                              .decode = {}};

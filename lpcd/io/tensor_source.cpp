@@ -77,6 +77,10 @@ const TensorInfo& TensorSource::at(std::string_view name) const {
   return *info;
 }
 
+StoredForm TensorSource::stored_form(std::string_view name) const {
+  return {.type = std::string(dtype_info(at(name).dtype).name), .bytes = raw(name).size()};
+}
+
 void TensorSource::release(std::string_view /*name*/) const {}
 
 void TensorSource::read_f32(std::string_view name, std::span<float> out) const {

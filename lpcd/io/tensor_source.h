@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
@@ -11,6 +12,12 @@
 #include "lpcd/tensor/named_tensor.h"
 
 namespace lpcd::io {
+
+/// The form that a tensor has in its file.
+struct StoredForm {
+  std::string type;  ///< "BF16", "Q4_K", "int3"
+  uint64_t bytes = 0;
+};
 
 /// Named tensors that can be read one at a time: a safetensors directory, a GGUF file, memory.
 ///
@@ -30,6 +37,9 @@ class TensorSource {
   [[nodiscard]] virtual std::span<const std::byte> raw(std::string_view name) const = 0;
   /// The bytes of `name` are not needed for a while; mapped sources give the pages back.
   virtual void release(std::string_view name) const;
+  /// What a tensor is in its file. Differs from at(name) where a source decodes: a layer of 3-bit
+  /// codes with its scales is shown as F32, and stored as "int3" in far fewer bytes.
+  [[nodiscard]] virtual StoredForm stored_form(std::string_view name) const;
   /// Where a tensor is stored, for messages: "model-00002-of-00003.safetensors".
   [[nodiscard]] virtual std::string location(std::string_view name) const = 0;
 

@@ -690,6 +690,15 @@ TEST_F(QuantizeTest, InspectKnowsModelsAndRuns) {
   const Json json = parse_json(inspect(dir_ / "run").json, "inspect");
   EXPECT_EQ(json["run"]["kind"], "finished run");
   EXPECT_EQ(json["model"]["quantization"]["bits"], 3);
+  // Codes are shown as what they are, with all that belongs to them.
+  const Json& types = json["model"]["tensors"]["types"];
+  EXPECT_EQ(types["int3"]["tensors"], 14);
+  uint64_t bytes = 0;
+  for (const auto& [type, sum] : types.items()) bytes += sum["bytes"].get<uint64_t>();
+  EXPECT_EQ(json["model"]["stored_bytes"], bytes);
+  const auto file = std::filesystem::file_size(dir_ / "run/model.safetensors");
+  EXPECT_LT(bytes, file);
+  EXPECT_GT(bytes, file - 16384);  // all but the header
   EXPECT_EQ(json["run"]["output_errors"].size(), 2U);
 }
 
