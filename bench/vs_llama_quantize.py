@@ -76,16 +76,19 @@ class Comparison:
 
     def run(self):
         f16 = self.original()
-        base, imatrix = self.base(f16), self.imatrix(f16)
+        base = self.base(f16)
+        imatrix = None if self.o.only_lpcd else self.imatrix(f16)
         print("| type | made by | bytes | perplexity | excess | KL | same top 1 |")
         print("|---|---|---|---|---|---|---|")
         for kind in self.o.types:
             plain = self.cached(self.work / f"plain-{kind}.gguf",
                                 lambda p: self.tool("quantize", f16, p, kind))  # fmt: skip
-            weighted = self.cached(self.work / f"imatrix-{kind}.gguf",
-                                   lambda p: self.tool("quantize", "--imatrix", imatrix, f16, p, kind))  # fmt: skip
-            files = [("llama-quantize", plain), ("llama-quantize, imatrix", weighted)]
             folder = self.work / f"lpcd-{kind}"
+            files = []
+            if not self.o.only_lpcd:
+                weighted = self.cached(self.work / f"imatrix-{kind}.gguf",
+                                       lambda p: self.tool("quantize", "--imatrix", imatrix, f16, p, kind))  # fmt: skip
+                files = [("llama-quantize", plain), ("llama-quantize, imatrix", weighted)]
             if not self.o.baselines:
                 files.append(("lpcd", self.ours(kind, folder, plain)))
             for name, path in files:
@@ -118,6 +121,8 @@ parser.add_argument("--seq-len", type=int, default=512)
 parser.add_argument("--chunks", type=int, default=64, help="windows of --text that are measured")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--options", default="", help="more options for lpcd quantize")
-parser.add_argument("--baselines", action="store_true", help="measure llama-quantize's files only")
+which = parser.add_mutually_exclusive_group()
+which.add_argument("--baselines", action="store_true", help="measure llama-quantize's files only")
+which.add_argument("--only-lpcd", action="store_true", help="measure lpcd's files only")
 parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("vs_llama_quantize"))
 Comparison(parser.parse_args()).run()
