@@ -19,6 +19,8 @@ function(lpcd_module name)
   target_link_libraries(lpcd_${name} PRIVATE lpcd_build_flags)
   if(ARG_ARITHMETIC AND LPCD_SANITIZE)
     target_compile_options(lpcd_${name} PRIVATE -O1)
+    # Highway has a file include itself, once for every kind of CPU.
+    set_target_properties(lpcd_${name} PROPERTIES UNITY_BUILD OFF)
   endif()
   foreach(dependency IN LISTS ARG_DEPENDS)
     target_link_libraries(lpcd_${name} PUBLIC lpcd_${dependency})

@@ -1,9 +1,9 @@
 #include "lpcd/eval/evaluate.h"
 
-#include <chrono>
 #include <cmath>
 
 #include "lpcd/api/machine.h"
+#include "lpcd/base/clock.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/calib/dataset.h"
@@ -160,7 +160,7 @@ EvaluateResult::TaskResult measure_task(const RunContext& ctx, const arch::Model
 }  // namespace
 
 EvaluateResult evaluate(const EvaluateOptions& options, const RunContext& outer) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = Clock::now();
   const RunContext ctx = api::prepared(outer, options.threads);
   const arch::Model model = bundle::open_model(options.model);
   std::optional<arch::Model> reference;
@@ -182,7 +182,7 @@ EvaluateResult evaluate(const EvaluateOptions& options, const RunContext& outer)
   for (const eval::Task& task : tasks) {
     result.tasks.push_back(measure_task(ctx, model, *tokenizer, task));
   }
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.seconds = seconds_since(start);
   result.json = dump_json(to_json(resolved, result), 1);
   result.summary = summarize(resolved, result);
   return result;

@@ -1,10 +1,10 @@
-#include <chrono>
 #include <filesystem>
 #include <map>
 
 #include "lpcd/api/consumers.h"
 #include "lpcd/api/machine.h"
 #include "lpcd/api/output.h"
+#include "lpcd/base/clock.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/calib/self_sample.h"
@@ -17,11 +17,6 @@ namespace lpcd {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 constexpr int kRecordSchema = 1;
 constexpr uint64_t kMaxRecordBytes = 1ULL << 32;  // far above what the largest model writes

@@ -6,7 +6,7 @@
 namespace lpcd::arch {
 namespace {
 
-constexpr std::array<RoleNames, 12> kNames = {{
+constexpr std::array<RoleNames, 12> kLlamaNames = {{
     {Role::kEmbedding, "model.embed_tokens.weight", "token_embd.weight"},
     {Role::kFinalNorm, "model.norm.weight", "output_norm.weight"},
     {Role::kHead, "lm_head.weight", "output.weight"},
@@ -31,7 +31,7 @@ class Llama final : public Architecture {
   ModelConfig from_gguf(const io::GgufFile& file) const override {
     return llama_like_from_gguf(file, name());
   }
-  std::span<const RoleNames> names() const override { return kNames; }
+  std::span<const RoleNames> names() const override { return kLlamaNames; }
   bool gguf_permutes_qk() const override { return true; }
 };
 

@@ -5,7 +5,7 @@
 namespace lpcd::arch {
 namespace {
 
-constexpr std::array<RoleNames, 15> kNames = {{
+constexpr std::array<RoleNames, 15> kQwen2Names = {{
     {Role::kEmbedding, "model.embed_tokens.weight", "token_embd.weight"},
     {Role::kFinalNorm, "model.norm.weight", "output_norm.weight"},
     {Role::kHead, "lm_head.weight", "output.weight"},
@@ -37,7 +37,7 @@ class Qwen2 final : public Architecture {
     model.qkv_bias = true;
     return model;
   }
-  std::span<const RoleNames> names() const override { return kNames; }
+  std::span<const RoleNames> names() const override { return kQwen2Names; }
   bool gguf_permutes_qk() const override { return false; }
 };
 

@@ -6,7 +6,7 @@
 namespace lpcd::arch {
 namespace {
 
-constexpr std::array<RoleNames, 14> kNames = {{
+constexpr std::array<RoleNames, 14> kQwen3Names = {{
     {Role::kEmbedding, "model.embed_tokens.weight", "token_embd.weight"},
     {Role::kFinalNorm, "model.norm.weight", "output_norm.weight"},
     {Role::kHead, "lm_head.weight", "output.weight"},
@@ -38,7 +38,7 @@ class Qwen3 final : public Architecture {
     model.qk_norm = true;
     return model;
   }
-  std::span<const RoleNames> names() const override { return kNames; }
+  std::span<const RoleNames> names() const override { return kQwen3Names; }
   bool gguf_permutes_qk() const override { return false; }
 };
 

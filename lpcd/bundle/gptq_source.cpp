@@ -7,7 +7,7 @@
 namespace lpcd::bundle {
 namespace {
 
-constexpr std::string_view kCodes = ".qweight";
+constexpr std::string_view kQweight = ".qweight";
 
 void check_groups(const io::TensorSource& stored, const std::string& base, int64_t groups) {
   const auto bytes = stored.raw(base + ".g_idx");
@@ -23,7 +23,7 @@ void check_groups(const io::TensorSource& stored, const std::string& base, int64
 
 DecodedSource::Layer make_layer(const std::shared_ptr<const io::TensorSource>& stored,
                                 const TensorInfo& qweight, bool v1_zeros) {
-  const std::string base = qweight.name.substr(0, qweight.name.size() - kCodes.size());
+  const std::string base = qweight.name.substr(0, qweight.name.size() - kQweight.size());
   const auto wrong = [&](const std::string& why) {
     raise_damaged(*stored, qweight.name, base, why);
   };
@@ -79,7 +79,7 @@ std::unique_ptr<io::TensorSource> open_gptq_source(std::shared_ptr<const io::Ten
   }
   std::vector<DecodedSource::Layer> layers;
   for (const TensorInfo& info : stored->tensors()) {
-    if (info.name.ends_with(kCodes)) layers.push_back(make_layer(stored, info, format == "gptq"));
+    if (info.name.ends_with(kQweight)) layers.push_back(make_layer(stored, info, format == "gptq"));
   }
   return std::make_unique<DecodedSource>(std::move(stored), std::move(layers), where);
 }

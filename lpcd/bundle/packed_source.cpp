@@ -10,7 +10,7 @@
 namespace lpcd::bundle {
 namespace {
 
-constexpr std::string_view kCodes = ".weight_packed";
+constexpr std::string_view kPackedWeight = ".weight_packed";
 
 // Widths that the configuration names; refuses what decode_packed does not know.
 std::set<int> read_widths(const JsonFields& config) {
@@ -41,7 +41,7 @@ std::set<int> read_widths(const JsonFields& config) {
 
 DecodedSource::Layer make_layer(const std::shared_ptr<const io::TensorSource>& stored,
                                 const TensorInfo& packed, const std::set<int>& widths) {
-  const std::string base = packed.name.substr(0, packed.name.size() - kCodes.size());
+  const std::string base = packed.name.substr(0, packed.name.size() - kPackedWeight.size());
   const auto wrong = [&](const std::string& why) {
     raise_damaged(*stored, packed.name, base, why);
   };
@@ -113,7 +113,7 @@ std::unique_ptr<io::TensorSource> open_packed_source(std::shared_ptr<const io::T
       read_widths(JsonFields(quantization_config, where + ": quantization_config"));
   std::vector<DecodedSource::Layer> layers;
   for (const TensorInfo& info : stored->tensors()) {
-    if (info.name.ends_with(kCodes)) layers.push_back(make_layer(stored, info, widths));
+    if (info.name.ends_with(kPackedWeight)) layers.push_back(make_layer(stored, info, widths));
   }
   return std::make_unique<DecodedSource>(std::move(stored), std::move(layers), where);
 }

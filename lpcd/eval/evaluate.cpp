@@ -13,8 +13,6 @@
 namespace lpcd::eval {
 namespace {
 
-constexpr int64_t kRowsPerPass = 256;  // rows whose logits exist at a time
-
 struct MeanAndError {
   double mean = 0;
   double error = 0;

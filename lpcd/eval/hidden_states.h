@@ -18,6 +18,9 @@ namespace lpcd::eval {
     const RunContext& ctx, const arch::Model& model, std::span<const int32_t> ids, int64_t seq_len,
     const std::function<void(int64_t blocks_done)>& advanced);
 
+/// Rows whose logits exist at a time.
+constexpr int64_t kRowsPerPass = 256;
+
 /// logits = hidden head^T, on ctx.threads threads.
 /// Shapes    hidden [t, D], head [V, D], logits [t, V].
 void project_logits(const RunContext& ctx, ConstView hidden, ConstView head, FloatView logits);

@@ -18,7 +18,6 @@ using arch::SequenceRows;
 
 constexpr int64_t kChunkRows = 4096;                // rows whose temporaries exist at a time
 constexpr int64_t kHiddenBytes = int64_t{1} << 28;  // of a pass over the model
-constexpr int64_t kRowsPerPass = 256;               // rows whose logits exist at a time
 
 // One scored token: the row that predicts it, and the text that it counts for.
 struct Target {

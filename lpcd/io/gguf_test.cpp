@@ -15,13 +15,17 @@
 #include "tests/support/errors.h"
 #include "tests/support/mutate.h"
 #include "tests/support/paths.h"
+#include "tests/support/tensor_sources.h"
 
 namespace lpcd::io {
 namespace {
 
+using testing::BadFile;
 using testing::expect_error;
+using testing::kBad;
 using testing::put_file;
 using testing::TemporaryDirectory;
+using testing::use;
 
 // ---- a writer of small GGUF files, right or wrong ----------------------------------------------
 
@@ -111,20 +115,6 @@ File with_tensors(const std::vector<std::string>& records) {
   return file;
 }
 
-void use(const TensorSource& source) {
-  for (const TensorInfo& info : source.tensors()) {
-    EXPECT_EQ(source.raw(info.name).size(), static_cast<size_t>(info.bytes()));
-    EXPECT_FALSE(source.location(info.name).empty());
-    std::vector<float> values(static_cast<size_t>(info.elements()));
-    try {
-      source.read_f32(info.name, values);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ErrorCode::kUnsupportedModel);
-    }
-    source.release(info.name);
-  }
-}
-
 // ---- reading -----------------------------------------------------------------------------------
 
 TEST(Gguf, ReadsTensorsWithTheirShapesOutermostFirst) {
@@ -189,19 +179,19 @@ TEST(Gguf, TypedAccessNamesTheKey) {
   const TemporaryDirectory dir;
   put_file(dir / "m.gguf", with_key(key("nan", 6, number(std::nanf("")))).bytes());
   const GgufFile file(dir / "m.gguf");
-  constexpr ErrorCode kBad = ErrorCode::kBadModel;
-  expect_error([&] { (void)file.int_at("none"); }, kBad, "m.gguf: missing key \"none\"");
-  expect_error([&] { (void)file.number_at("none"); }, kBad, "missing key \"none\"");
-  expect_error([&] { (void)file.string_at("none"); }, kBad, "missing key \"none\"");
-  expect_error([&] { (void)file.int_at("string"); }, kBad, "key \"string\" must be an integer");
-  expect_error([&] { (void)file.int_or("f32", 1); }, kBad, "key \"f32\" must be an integer");
-  expect_error([&] { (void)file.int_at("u64"); }, kBad, "key \"u64\" must be an integer below");
-  expect_error([&] { (void)file.int_at("bool"); }, kBad, "key \"bool\" must be an integer");
-  expect_error([&] { (void)file.int_at("a.i32"); }, kBad, "key \"a.i32\" must be an integer");
-  expect_error([&] { (void)file.number_at("nan"); }, kBad, "key \"nan\" must be a finite number");
-  expect_error([&] { (void)file.number_or("bool", 1); }, kBad, "key \"bool\" must be a finite");
-  expect_error([&] { (void)file.bool_or("u8", true); }, kBad, "key \"u8\" must be true or false");
-  expect_error([&] { (void)file.string_or("u8", ""); }, kBad, "key \"u8\" must be a string");
+  constexpr ErrorCode kModel = ErrorCode::kBadModel;
+  expect_error([&] { (void)file.int_at("none"); }, kModel, "m.gguf: missing key \"none\"");
+  expect_error([&] { (void)file.number_at("none"); }, kModel, "missing key \"none\"");
+  expect_error([&] { (void)file.string_at("none"); }, kModel, "missing key \"none\"");
+  expect_error([&] { (void)file.int_at("string"); }, kModel, "key \"string\" must be an integer");
+  expect_error([&] { (void)file.int_or("f32", 1); }, kModel, "key \"f32\" must be an integer");
+  expect_error([&] { (void)file.int_at("u64"); }, kModel, "key \"u64\" must be an integer below");
+  expect_error([&] { (void)file.int_at("bool"); }, kModel, "key \"bool\" must be an integer");
+  expect_error([&] { (void)file.int_at("a.i32"); }, kModel, "key \"a.i32\" must be an integer");
+  expect_error([&] { (void)file.number_at("nan"); }, kModel, "key \"nan\" must be a finite number");
+  expect_error([&] { (void)file.number_or("bool", 1); }, kModel, "key \"bool\" must be a finite");
+  expect_error([&] { (void)file.bool_or("u8", true); }, kModel, "key \"u8\" must be true or false");
+  expect_error([&] { (void)file.string_or("u8", ""); }, kModel, "key \"u8\" must be a string");
 }
 
 TEST(Gguf, HonoursTheAlignment) {
@@ -270,14 +260,6 @@ TEST(Gguf, ReadsALargeVocabularyInAMoment) {
 
 // ---- malformed files ---------------------------------------------------------------------------
 
-struct BadFile {
-  const char* name;
-  std::string bytes;
-  ErrorCode code;
-  const char* part;
-};
-
-constexpr ErrorCode kBad = ErrorCode::kBadFile;
 constexpr ErrorCode kOther = ErrorCode::kUnsupportedModel;
 constexpr uint64_t kHuge = ~uint64_t{0};
 

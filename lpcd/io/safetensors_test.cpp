@@ -14,14 +14,18 @@
 #include "tests/support/errors.h"
 #include "tests/support/mutate.h"
 #include "tests/support/paths.h"
+#include "tests/support/tensor_sources.h"
 
 namespace lpcd::io {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::BadFile;
 using testing::expect_error;
+using testing::kBad;
 using testing::put_file;
 using testing::TemporaryDirectory;
+using testing::use;
 
 std::string with_length(const std::string& header) {
   const uint64_t length = header.size();
@@ -54,21 +58,6 @@ std::string replaced(std::string text, const std::string& old, const std::string
   const size_t at = text.find(old);
   EXPECT_NE(at, std::string::npos) << old;
   return text.replace(at, old.size(), with);
-}
-
-/// Everything a user of a source does, on each tensor.
-void use(const TensorSource& source) {
-  for (const TensorInfo& info : source.tensors()) {
-    EXPECT_EQ(source.raw(info.name).size(), static_cast<size_t>(info.bytes()));
-    EXPECT_FALSE(source.location(info.name).empty());
-    std::vector<float> values(static_cast<size_t>(info.elements()));
-    try {
-      source.read_f32(info.name, values);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ErrorCode::kUnsupportedModel);
-    }
-    source.release(info.name);
-  }
 }
 
 TEST(Safetensors, ReadsEveryDtypeAtAnyAlignment) {
@@ -109,20 +98,12 @@ TEST(Safetensors, ReadsEveryDtypeAtAnyAlignment) {
   use(*source);
 }
 
-struct BadFile {
-  const char* name;
-  std::string bytes;
-  ErrorCode code;
-  const char* part;
-};
-
 std::vector<BadFile> bad_files() {
   const std::string good = good_header();
   const auto edited = [&](const char* old, const std::string& with) {
     return file_of(replaced(good, old, with), 20);
   };
   const auto length = [](uint64_t n) { return std::string(reinterpret_cast<const char*>(&n), 8); };
-  constexpr ErrorCode kBad = ErrorCode::kBadFile;
   constexpr const char* kSize = "size out of range";
   return {
       // header length
@@ -306,7 +287,6 @@ struct BadIndex {
 };
 
 std::vector<BadIndex> bad_indices() {
-  constexpr ErrorCode kBad = ErrorCode::kBadFile;
   const auto naming = [](const char* shard) { return index_of({{"a", kFirst}, {"b", shard}}); };
   constexpr const char* kNotPlain = "is not the plain name of a .safetensors file";
   return {

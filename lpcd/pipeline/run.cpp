@@ -1,23 +1,17 @@
 #include "lpcd/pipeline/run.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
+#include "lpcd/base/clock.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/pipeline/block_runner.h"
 
 namespace lpcd::pipeline {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // The streams are saved when the work since the last save is worth ten times the saving.
 constexpr double kWorkPerSave = 10.0;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 class Runner {
  public:

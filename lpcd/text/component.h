@@ -9,6 +9,9 @@
 
 namespace lpcd::text {
 
+/// Of sequences of components in sequences; real files have 2.
+constexpr int kMaxNesting = 8;
+
 /// "type" of one component of a tokenizer.json; kBadFile without one.
 [[nodiscard]] std::string component_type(const Json& component, const std::string& where);
 

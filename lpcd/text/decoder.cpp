@@ -12,7 +12,6 @@
 namespace lpcd::text {
 namespace {
 
-constexpr int kMaxDepth = 8;              // of sequences in sequences
 constexpr int64_t kMaxStrip = 1'000'000;  // of characters; real files have 1
 
 // Byte of a token like "<0xE2>". A sign in front of one digit is fine, as in Rust.
@@ -38,7 +37,7 @@ Decoder::Decoder(const Json& json, const std::string& where) {
 void Decoder::add(const Json& json, const std::string& where, int depth) {
   const std::string type = component_type(json, where);
   const JsonFields fields(json, where);
-  if (depth > kMaxDepth) raise(ErrorCode::kBadFile, "{}: sequences nested too deep", where);
+  if (depth > kMaxNesting) raise(ErrorCode::kBadFile, "{}: sequences nested too deep", where);
   if (type == "Sequence") {
     const Json& parts = fields.array_at("decoders");
     for (size_t i = 0; i < parts.size(); ++i) {

@@ -13,14 +13,6 @@ namespace {
 
 constexpr uint64_t kMaxBytes = 1ULL << 30;
 
-// Values of tokenizer.ggml.token_type.
-constexpr int64_t kNormal = 1;
-constexpr int64_t kUnknown = 2;
-constexpr int64_t kControl = 3;
-constexpr int64_t kUserDefined = 4;
-constexpr int64_t kUnused = 5;
-constexpr int64_t kByte = 6;
-
 std::optional<Json> read_json(const std::string& path) {
   if (!std::filesystem::exists(path)) return std::nullopt;
   return parse_json(io::read_text_file(path, kMaxBytes), path);
@@ -114,7 +106,7 @@ std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory
   ExportedVocabulary result;
   GgufVocabulary& v = result.vocabulary;
   v.tokens.assign(static_cast<size_t>(size), "");
-  v.token_types.assign(static_cast<size_t>(size), kUnused);
+  v.token_types.assign(static_cast<size_t>(size), token_type::kUnused);
   std::unordered_map<std::string, int64_t> ids;
   const auto add = [&](const std::string& token, int64_t id, int64_t type) {
     if (id < 0 || id >= size) {
@@ -128,23 +120,25 @@ std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory
   const bool sentencepiece = model.bool_or("byte_fallback", false);
   for (const auto& [token, id] : model.object_at("vocab").items()) {
     if (!id.is_number_integer()) raise(ErrorCode::kBadFile, "{}: vocab: id of a token", path);
-    add(token, id.get<int64_t>(), sentencepiece && is_byte_token(token) ? kByte : kNormal);
+    add(token, id.get<int64_t>(),
+        sentencepiece && is_byte_token(token) ? token_type::kByte : token_type::kNormal);
   }
   if (fields.find("added_tokens") != nullptr) {
     for (const Json& entry : fields.array_at("added_tokens")) {
       const JsonFields token(entry, path + ": added_tokens");
       add(token.string_at("content"), token.int_at("id", 0),
-          token.bool_or("special", false) ? kControl : kUserDefined);
+          token.bool_or("special", false) ? token_type::kControl : token_type::kUserDefined);
     }
   }
   for (int64_t id = 0; id < size; ++id) {
     std::string& token = v.tokens[static_cast<size_t>(id)];
-    if (v.token_types[static_cast<size_t>(id)] == kUnused) token = fmt::format("[PAD{}]", id);
+    if (v.token_types[static_cast<size_t>(id)] == token_type::kUnused)
+      token = fmt::format("[PAD{}]", id);
   }
   const std::string unknown = model.string_or("unk_token", "");
   if (const auto it = ids.find(unknown); !unknown.empty() && it != ids.end()) {
     v.unknown_id = it->second;
-    if (sentencepiece) v.token_types[static_cast<size_t>(it->second)] = kUnknown;
+    if (sentencepiece) v.token_types[static_cast<size_t>(it->second)] = token_type::kUnknown;
   }
   const Json& merges = model.array_at("merges");
   if (sentencepiece) {

@@ -15,11 +15,6 @@
 namespace lpcd::text {
 namespace {
 
-// Values of tokenizer.ggml.token_type that matter; 1 is normal, 5 unused, 6 a byte.
-constexpr int64_t kUnknown = 2;
-constexpr int64_t kControl = 3;
-constexpr int64_t kUserDefined = 4;
-
 // Bounds the time to recover merges; the longest of the known llama vocabularies has 48.
 constexpr size_t kMaxScoredBytes = 1024;
 
@@ -106,14 +101,16 @@ class Checked {
     Json added = Json::array();
     for (size_t i = 0; i < vocabulary_.token_types.size(); ++i) {
       const int64_t type = vocabulary_.token_types[i];
-      if (type != kUnknown && type != kControl && type != kUserDefined) continue;
+      if (type != token_type::kUnknown && type != token_type::kControl &&
+          type != token_type::kUserDefined)
+        continue;
       added.push_back({{"id", i},
                        {"content", tokens_[i]},
                        {"single_word", false},
                        {"lstrip", false},
                        {"rstrip", false},
                        {"normalized", false},
-                       {"special", type != kUserDefined}});
+                       {"special", type != token_type::kUserDefined}});
     }
     return added;
   }

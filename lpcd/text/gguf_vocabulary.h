@@ -10,6 +10,16 @@
 
 namespace lpcd::text {
 
+/// Values of tokenizer.ggml.token_type.
+namespace token_type {
+constexpr int64_t kNormal = 1;
+constexpr int64_t kUnknown = 2;
+constexpr int64_t kControl = 3;
+constexpr int64_t kUserDefined = 4;
+constexpr int64_t kUnused = 5;
+constexpr int64_t kByte = 6;
+}  // namespace token_type
+
 /// The tokenizer.ggml.* keys of a GGUF file.
 struct GgufVocabulary {
   std::string model;                 ///< "gpt2" or "llama"

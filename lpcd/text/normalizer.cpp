@@ -5,11 +5,7 @@
 #include "lpcd/base/raise.h"
 
 namespace lpcd::text {
-namespace {
-
-constexpr int kMaxDepth = 8;  // of sequences in sequences
-
-}  // namespace
+namespace {}  // namespace
 
 Normalizer::Normalizer(const Json& json, const std::string& where) {
   if (!json.is_null()) add(json, where, 0);
@@ -22,7 +18,7 @@ void Normalizer::add(const Json& json, const std::string& where, int depth) {
                                                            {"NFKD", NormalForm::kNfkd}};
   const std::string type = component_type(json, where);
   const JsonFields fields(json, where);
-  if (depth > kMaxDepth) raise(ErrorCode::kBadFile, "{}: sequences nested too deep", where);
+  if (depth > kMaxNesting) raise(ErrorCode::kBadFile, "{}: sequences nested too deep", where);
   if (type == "Sequence") {
     const Json& parts = fields.array_at("normalizers");
     for (size_t i = 0; i < parts.size(); ++i) {

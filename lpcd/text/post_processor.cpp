@@ -8,8 +8,6 @@
 namespace lpcd::text {
 namespace {
 
-constexpr int kMaxDepth = 8;  // of sequences in sequences
-
 // Ids of an entry of "special_tokens", checked against the vocabulary.
 std::vector<int32_t> special_ids(const Json& special_tokens, const std::string& name,
                                  const std::string& where, const PostProcessor::IdOf& id_of) {
@@ -52,7 +50,7 @@ PostProcessor::PostProcessor(const Json& json, const std::string& where, const I
 
 void PostProcessor::add(const Json& json, const std::string& where, const IdOf& id_of, int depth) {
   const std::string type = component_type(json, where);
-  if (depth > kMaxDepth) raise(ErrorCode::kBadFile, "{}: sequences nested too deep", where);
+  if (depth > kMaxNesting) raise(ErrorCode::kBadFile, "{}: sequences nested too deep", where);
   if (type == "Sequence") {
     const Json& parts = JsonFields(json, where).array_at("processors");
     for (size_t i = 0; i < parts.size(); ++i) {

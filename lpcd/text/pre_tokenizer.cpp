@@ -11,8 +11,6 @@
 namespace lpcd::text {
 namespace {
 
-constexpr int kMaxDepth = 8;  // of sequences in sequences
-
 // The words of GPT-2, what ByteLevel splits by.
 constexpr std::string_view kByteLevelWords =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
@@ -88,7 +86,7 @@ PreTokenizer::PreTokenizer(const Json& json, const std::string& where) {
 void PreTokenizer::add(const Json& json, const std::string& where, int depth) {
   const std::string type = component_type(json, where);
   const JsonFields fields(json, where);
-  if (depth > kMaxDepth) raise(ErrorCode::kBadFile, "{}: sequences nested too deep", where);
+  if (depth > kMaxNesting) raise(ErrorCode::kBadFile, "{}: sequences nested too deep", where);
   if (type == "Sequence") {
     const Json& parts = fields.array_at("pretokenizers");
     for (size_t i = 0; i < parts.size(); ++i) {

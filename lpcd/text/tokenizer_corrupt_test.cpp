@@ -27,14 +27,14 @@ std::string model(std::string_view vocab, std::string_view merges, std::string_v
                      merges, rest);
 }
 
-struct Case {
+struct Refused {
   std::string json;
   ErrorCode code;
   std::string_view message;
 };
 
-void expect_refused(const std::vector<Case>& cases) {
-  for (const Case& c : cases) {
+void expect_refused(const std::vector<Refused>& cases) {
+  for (const Refused& c : cases) {
     SCOPED_TRACE(c.json.substr(0, 200));
     expect_error([&] { (void)Tokenizer::from_json(c.json, "t.json"); }, c.code, c.message);
     expect_error([&] { (void)Tokenizer::from_json(c.json, "t.json"); }, c.code, "t.json: ");

@@ -20,7 +20,7 @@ with tempfile.TemporaryDirectory() as folder:
     model = tiny(work / "model", hidden=128, ffn=384, blocks=6, head_dim=32)
 
     def command(out, *extra):
-        return [LPCD, "quantize", str(model), "--out", str(out), "--calib", str(text), "--samples", "48",
+        return [LPCD, "quantize", str(model), "--out", str(out), "--calib", str(text), "--samples", "24",
                 "--seq-len", "128", "--group-size", "32", "--quiet", *extra]  # fmt: skip
 
     start = time.monotonic()
