@@ -1,11 +1,12 @@
 #include "lpcd/pipeline/block_runner.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 
+#include "lpcd/base/clock.h"
 #include "lpcd/base/raise.h"
+#include "lpcd/nn/ops.h"
 #include "lpcd/submodules/relax.h"
 #include "lpcd/submodules/sums.h"
 
@@ -19,11 +20,6 @@ using submodules::Part;
 using submodules::squared_distance;
 using submodules::squared_norm;
 using submodules::subtract;
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 FloatView sized(Mat& buffer, int64_t rows, int64_t cols) {
   if (buffer.rows() < rows || buffer.cols() != cols) buffer = Mat::uninitialized(rows, cols);
@@ -33,8 +29,9 @@ FloatView sized(Mat& buffer, int64_t rows, int64_t cols) {
 // The streams around a half block, as submodules want to see them.
 class StreamSource final : public submodules::SequenceSource {
  public:
-  StreamSource(const RunContext& ctx, const Plan& plan, const Streams& streams, int64_t chunk)
-      : ctx_(ctx), plan_(plan), streams_(streams), chunk_(chunk) {}
+  StreamSource(const RunContext& ctx, const Plan& plan, const Streams& streams, int64_t chunk,
+               double face_value)
+      : ctx_(ctx), plan_(plan), streams_(streams), chunk_(chunk), face_value_(face_value) {}
 
   int64_t tokens(Part part) const override { return plan_.tokens(part); }
   int64_t seq_len() const override { return plan_.seq_len; }
@@ -49,7 +46,8 @@ class StreamSource final : public submodules::SequenceSource {
       const ConstView y_f = streams_.target.read(r0, n, y_f_);
       const ConstView x_q = streams_.quantized.read(r0, n, x_q_);
       std::vector<float> weights;
-      if (plan_.options.token_weights) weights = submodules::token_weights(ctx_, y_f, x_q);
+      if (plan_.options.token_weights)
+        weights = submodules::token_weights(ctx_, y_f, x_q, face_value_);
       body({.x_f = streams_.original.read(r0, n, x_f_),
             .x_q = x_q,
             .y_f = y_f,
@@ -63,6 +61,7 @@ class StreamSource final : public submodules::SequenceSource {
   const Plan& plan_;
   const Streams& streams_;
   int64_t chunk_;
+  double face_value_;
   mutable Mat x_f_, x_q_, y_f_;
 };
 
@@ -157,10 +156,25 @@ SiteMoments BlockRunner::start_moments(Site site) const {
   return {shape[0], shape[1], cross};
 }
 
+void BlockRunner::write_target(int64_t r0, ConstView y_f) {
+  streams_->target.write(r0, y_f);
+  // Row by row: the sum must not depend on the chunks.
+  if (r0 == 0) target_energy_ = 0;
+  for (int64_t t = 0; t < y_f.rows(); ++t) {
+    target_energy_ += nn::squared_norm(y_f.rows_range(t, 1));
+  }
+}
+
+double BlockRunner::face_value_weight() const {
+  const double mean = target_energy_ / static_cast<double>(plan_.tokens() * config_.hidden);
+  return mean > 0 ? plan_.options.massive_weight / mean : 0;
+}
+
 void BlockRunner::weigh_tokens(SiteMoments& moments, int64_t r0, int64_t n) {
   if (!plan_.options.token_weights || !both_streams()) return;
   const ConstView x_q = streams_->quantized.read(r0, n, xq_);
-  moments.set_weights(submodules::token_weights(ctx_, streams_->target.read(r0, n, r_), x_q));
+  moments.set_weights(
+      submodules::token_weights(ctx_, streams_->target.read(r0, n, r_), x_q, face_value_weight()));
 }
 
 void BlockRunner::attention_input() {
@@ -178,7 +192,7 @@ void BlockRunner::attention_input() {
         forward_.attention(ctx_, original_, a_f, z_f);
         copy(x_f, y_f);
         forward_.add_projection(ctx_, z_f, original_[Role::kO], y_f);
-        streams_->target.write(r0, y_f);
+        write_target(r0, y_f);
         return static_cast<double>(n) *
                (forward_.attention_flops() + forward_.projection_flops(Role::kO));
       });
@@ -270,7 +284,7 @@ void BlockRunner::ffn_input() {
         forward_.ffn_activation(ctx_, original_, m_f, u_f);
         copy(x_f, y_f);
         forward_.add_projection(ctx_, u_f, original_[Role::kDown], y_f);
-        streams_->target.write(r0, y_f);
+        write_target(r0, y_f);
         return static_cast<double>(n) *
                (forward_.ffn_activation_flops() + forward_.projection_flops(Role::kDown));
       });
@@ -539,7 +553,7 @@ void BlockRunner::settle(Role role) {
 void BlockRunner::descend(Half half) {
   const int64_t chunk = plan_.options.solver == Solver::kGd ? submodules::kAdamChunk * plan_.seq_len
                                                             : forward_.tiling().chunk_rows;
-  const StreamSource source(ctx_, plan_, *streams_, chunk);
+  const StreamSource source(ctx_, plan_, *streams_, chunk, face_value_weight());
   for (const submodules::CoupledInfo* info : plan_.coupled) {
     if (info->half != half) continue;
     timed(("relax " + std::string(info->name)).c_str(), [&] {

@@ -70,6 +70,10 @@ class BlockRunner {
   void ffn_output();
   void block_output();
 
+  /// Writes what the original makes of the half block.
+  void write_target(int64_t r0, ConstView y_f);
+  /// Weight of every token's error beside the one relative to its size.
+  [[nodiscard]] double face_value_weight() const;
   /// Hands the weights of the tokens of a chunk to the sums of a layer that ends on the residual
   /// stream.
   void weigh_tokens(SiteMoments& moments, int64_t r0, int64_t n);
@@ -84,9 +88,10 @@ class BlockRunner {
   /// one by one, and keeps what is better on held-out sequences.
   void descend(submodules::Half half);
   void descend_on(const submodules::CoupledInfo& info, const submodules::SequenceSource& source);
+  class Referee;
   void relax_layer(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                    const submodules::SequenceSource& source, const submodules::Energies& energies,
-                   arch::Role role, int cycle);
+                   const Referee& referee, arch::Role role, int cycle);
   void relax_as_reference(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                           const submodules::SequenceSource& source,
                           const submodules::Energies& energies, arch::Role role);
@@ -131,6 +136,7 @@ class BlockRunner {
   arch::BlockWeights quantized_;  // layers that are not solved yet are empty
   Streams* streams_ = nullptr;
   report::BlockRecord* record_ = nullptr;
+  double target_energy_ = 0;  // |y_f|^2 of the half block in work, all tokens
   QuantizedLayers layers_;
   std::map<arch::Role, report::LayerRecord> records_;
   // Of layers that a coupled submodule will visit: the target of the layer-wise solution, its

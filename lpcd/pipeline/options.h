@@ -65,6 +65,7 @@ struct QuantizeOptions {
   int refine = 2;
   bool own_metric = true;
   bool token_weights = true;
+  double massive_weight = 0.1;
   bool mse = false;
   int mse_candidates = 100;
   double mse_norm = 2.4;
@@ -249,6 +250,14 @@ struct QuantizeOptions {
        .help = "Count errors on the residual stream relative to the stream, token by token, as the "
                "next norm sees them. Off: a few tokens with massive activations outweigh the "
                "others."});
+    v(o.massive_weight,
+      {.name = "massive-weight",
+       .value = "W",
+       .section = gptq,
+       .help = "Weight of ||X_q - X_f||^2 / ||X_f||^2, which is the error of the few tokens with "
+               "massive activations, beside errors relative to each token's size.",
+       .min = 0,
+       .max = 100});
     v(o.mse,
       {.name = "mse",
        .value = "on|off",

@@ -14,20 +14,23 @@ Json to_json(const std::vector<Candidate>& candidates) {
                     {"strength", c.strength},
                     {"held_out", c.held_out},
                     {"chosen", c.chosen}});
+    if (c.held_out_face_value >= 0) list.back()["held_out_face_value"] = c.held_out_face_value;
   }
   return list;
 }
 
 Json to_json(const RelaxationRecord& r) {
-  return {{"submodule", r.submodule},
-          {"cycle", r.cycle},
-          {"strength", r.strength},
-          {"objective_before", r.objective_before},
-          {"objective_relaxed", r.objective_relaxed},
-          {"baseline", r.baseline},
-          {"projected", r.projected},
-          {"residual", r.residual},
-          {"candidates", to_json(r.candidates)}};
+  Json json = {{"submodule", r.submodule},
+               {"cycle", r.cycle},
+               {"strength", r.strength},
+               {"objective_before", r.objective_before},
+               {"objective_relaxed", r.objective_relaxed},
+               {"baseline", r.baseline},
+               {"projected", r.projected},
+               {"residual", r.residual},
+               {"candidates", to_json(r.candidates)}};
+  if (r.baseline_face_value >= 0) json["baseline_face_value"] = r.baseline_face_value;
+  return json;
 }
 
 Json to_json(const LayerRecord& layer) {

@@ -304,6 +304,10 @@ TEST(TokenWeights, AreRelativeToTheLargerStream) {
   }
   EXPECT_LT(weights[7], 1e-3F);
   EXPECT_LT(weights[9], 1e-3F);
+  const std::vector<float> with_face_value = token_weights(ctx, y_f, x_q, 0.25);
+  for (size_t t = 0; t < weights.size(); ++t) {
+    EXPECT_FLOAT_EQ(with_face_value[t], weights[t] + 0.25F) << t;
+  }
   double by_hand = 0;
   for (int64_t t = 0; t < 600; ++t) {
     for (int64_t c = 0; c < 32; ++c) {

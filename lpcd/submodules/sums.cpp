@@ -75,14 +75,16 @@ void scale_rows(const RunContext& ctx, std::span<const float> weights, FloatView
   });
 }
 
-std::vector<float> token_weights(const RunContext& ctx, ConstView y_f, ConstView x_q) {
+std::vector<float> token_weights(const RunContext& ctx, ConstView y_f, ConstView x_q,
+                                 double face_value) {
   std::vector<float> weights(static_cast<size_t>(y_f.rows()));
   const auto width = static_cast<double>(y_f.cols());
   for_rows(ctx, y_f.rows(), [&](int64_t r0, int64_t n) {
     for (int64_t t = r0; t < r0 + n; ++t) {
       const double energy =
           std::max(nn::squared_norm(y_f.rows_range(t, 1)), nn::squared_norm(x_q.rows_range(t, 1)));
-      weights[static_cast<size_t>(t)] = static_cast<float>(width / std::max(energy, 1e-20));
+      weights[static_cast<size_t>(t)] =
+          static_cast<float>(width / std::max(energy, 1e-20) + face_value);
     }
   });
   return weights;

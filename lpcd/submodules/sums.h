@@ -30,8 +30,11 @@ void scale_rows(const RunContext& ctx, std::span<const float> weights, FloatView
 /// to the stream, as the norm in front of the next layer will see it. Without it a few tokens with
 /// massive activations outweigh all others; with the original's norm alone, a token that is massive
 /// only in the quantized model would.
-/// Shapes    y_f, x_q [t, D].
-[[nodiscard]] std::vector<float> token_weights(const RunContext& ctx, ConstView y_f, ConstView x_q);
+///
+/// What is left of those few then is next to nothing, though attention in later layers rests on
+/// them: `face_value` is added, the same for all tokens. Shapes    y_f, x_q [t, D].
+[[nodiscard]] std::vector<float> token_weights(const RunContext& ctx, ConstView y_f, ConstView x_q,
+                                               double face_value = 0);
 /// Sum over tokens of | x / |x| - y / |y| |^2: 0 to 4 each.
 [[nodiscard]] double squared_angles(const RunContext& ctx, ConstView x, ConstView y);
 /// Sum of squares of each column.
