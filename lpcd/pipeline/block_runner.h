@@ -88,10 +88,9 @@ class BlockRunner {
   /// one by one, and keeps what is better on held-out sequences.
   void descend(submodules::Half half);
   void descend_on(const submodules::CoupledInfo& info, const submodules::SequenceSource& source);
-  class Referee;
   void relax_layer(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                    const submodules::SequenceSource& source, const submodules::Energies& energies,
-                   const Referee& referee, arch::Role role, int cycle);
+                   arch::Role role, int cycle);
   void relax_as_reference(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                           const submodules::SequenceSource& source,
                           const submodules::Energies& energies, arch::Role role);

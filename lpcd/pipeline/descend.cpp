@@ -11,79 +11,25 @@ namespace lpcd::pipeline {
 using arch::Role;
 using submodules::Half;
 using submodules::Part;
+using submodules::SquaredSum;
 
-// Decides on held-out sequences which weights of a submodule are better.
+namespace {
+
+// Of tokens with massive activations, which hardly change between two solutions.
+constexpr double kTolerance = 1.01;
+
+// a is better than b on the held-out sequences, and allowed beside the layer-wise baseline.
 //
-// Errors count relative to each token's size, so that the few tokens with massive activations, on
-// which much of attention rests, are a handful among thousands; a solve may give them up for a
-// little less error everywhere else. So the error at face value, which is theirs, must not rise
-// either, unless it stays below the other: then they are no worse off than the rest.
-class BlockRunner::Referee {
- public:
-  struct Verdict {
-    double relative = 0;
-    double face_value = -1;  // -1: not told apart
-  };
+// With the tokens' weights the few that have massive activations, on which much of attention rests,
+// are a handful among thousands: a solve may give them up for a little less error everywhere else.
+// So the error at face value, which is theirs, must not rise either, unless it stays below the
+// other: then they are no worse off than the rest.
+bool better(const SquaredSum& a, const SquaredSum& b, const SquaredSum& baseline) {
+  return a.weighted < b.weighted &&
+         (a.face_value <= kTolerance * baseline.face_value || a.face_value <= a.weighted);
+}
 
-  Referee(const RunContext& ctx, const submodules::Coupled& coupled,
-          const submodules::SequenceSource& source, const submodules::Energies& energies,
-          const arch::BlockWeights& weights, bool weighted)
-      : ctx_(ctx),
-        coupled_(coupled),
-        source_(source),
-        face_(source),
-        energies_(energies),
-        weighted_(weighted) {
-    if (weighted) face_energies_ = submodules::measure_energies(ctx, coupled, face_, weights);
-  }
-
-  [[nodiscard]] Verdict judge(const arch::BlockWeights& weights) const {
-    Verdict verdict;
-    verdict.relative =
-        submodules::relative_error(ctx_, coupled_, source_, Part::kHeldOut, energies_, weights);
-    if (weighted_) {
-      verdict.face_value = submodules::relative_error(ctx_, coupled_, face_, Part::kHeldOut,
-                                                      face_energies_, weights);
-    }
-    return verdict;
-  }
-
-  /// a is better than b, and allowed beside the layer-wise baseline.
-  [[nodiscard]] static bool better(const Verdict& a, const Verdict& b, const Verdict& baseline) {
-    return a.relative < b.relative &&
-           (a.face_value <= kTolerance * baseline.face_value || a.face_value <= a.relative);
-  }
-
- private:
-  // The same activations with every token's error at face value.
-  class FaceValue final : public submodules::SequenceSource {
-   public:
-    explicit FaceValue(const submodules::SequenceSource& source) : source_(source) {}
-
-    int64_t tokens(Part part) const override { return source_.tokens(part); }
-    int64_t seq_len() const override { return source_.seq_len(); }
-    void for_chunks(Part part, const std::function<void(const submodules::SequenceChunk&)>& body)
-        const override {
-      source_.for_chunks(part, [&](submodules::SequenceChunk chunk) {
-        chunk.weights = {};
-        body(chunk);
-      });
-    }
-
-   private:
-    const submodules::SequenceSource& source_;
-  };
-
-  static constexpr double kTolerance = 1.01;  // of tokens that hardly change
-
-  const RunContext& ctx_;
-  const submodules::Coupled& coupled_;
-  const submodules::SequenceSource& source_;
-  FaceValue face_;
-  const submodules::Energies& energies_;
-  submodules::Energies face_energies_;
-  bool weighted_;
-};
+}  // namespace
 
 void BlockRunner::descend_on(const submodules::CoupledInfo& info,
                              const submodules::SequenceSource& source) {
@@ -93,9 +39,6 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
   const submodules::Energies energies =
       submodules::measure_energies(ctx_, *coupled, source, quantized_);
   const bool judged = plan_.held_out_sequences > 0;
-  // What ends on the residual stream.
-  const bool weighted = judged && plan_.options.token_weights && !info.closed.empty();
-  const Referee referee(ctx_, *coupled, source, energies, quantized_, weighted);
   // Layers behind those in work, and those that another submodule will visit, at their real-valued
   // weights.
   std::map<Role, Mat> decided;
@@ -125,7 +68,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
         if (plan_.solver.reference) {
           relax_as_reference(info, *coupled, source, energies, role);
         } else {
-          relax_layer(info, *coupled, source, energies, referee, role, cycle);
+          relax_layer(info, *coupled, source, energies, role, cycle);
         }
       });
       decided.erase(role);
@@ -133,14 +76,18 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
   }
   // One by one each layer is at least as good as its baseline; together they may not be.
   if (judged && info.relaxed.size() > 1) {
-    const Referee::Verdict together = referee.judge(quantized_);
+    const auto judge = [&] {
+      return submodules::relative_errors(ctx_, *coupled, source, Part::kHeldOut, energies,
+                                         quantized_);
+    };
+    const SquaredSum together = judge();
     arch::BlockWeights before;
     for (const Role role : info.relaxed) {
       before[role] = std::move(quantized_[role]);
       quantized_[role] = baseline.at(role).decode();
     }
-    const Referee::Verdict apart = referee.judge(quantized_);
-    if (together.relative != apart.relative && !Referee::better(together, apart, apart)) {
+    const SquaredSum apart = judge();
+    if (together.weighted != apart.weighted && !better(together, apart, apart)) {
       for (const Role role : info.relaxed) {
         layers_.insert_or_assign(role, std::move(baseline.at(role)));
       }
@@ -157,8 +104,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
 void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
                               const submodules::Coupled& coupled,
                               const submodules::SequenceSource& source,
-                              const submodules::Energies& energies, const Referee& referee,
-                              Role role, int cycle) {
+                              const submodules::Energies& energies, Role role, int cycle) {
   const LayerPlan& layer = plan_.layer(block_, role);
   const bool judged = plan_.held_out_sequences > 0;
   report::RelaxationRecord record{.submodule = std::string(info.name), .cycle = cycle};
@@ -182,28 +128,30 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
     target.data()[i] += static_cast<float>(strength) * relaxed.step.data()[i];
   }
 
-  const auto verdict_on = [&](const format::QuantizedMatrix& q) {
+  const auto errors_of = [&](const format::QuantizedMatrix& q) {
     quantized_[role] = q.decode();
-    return judged ? referee.judge(quantized_) : Referee::Verdict();
+    return judged ? submodules::relative_errors(ctx_, coupled, source, Part::kHeldOut, energies,
+                                                quantized_)
+                  : SquaredSum();
   };
-  const Referee::Verdict baseline = verdict_on(layers_.at(role));
-  Referee::Verdict best = baseline;
-  record.baseline = baseline.relative;
+  const SquaredSum baseline = errors_of(layers_.at(role));
+  SquaredSum best = baseline;
+  record.baseline = baseline.weighted;
   record.baseline_face_value = baseline.face_value;
   const auto consider = [&](ConstView wanted, double share, const solve::Metric& metric,
                             const char* metric_name, const char* target_name) {
     format::QuantizedMatrix q = project(layer, wanted, metric);
-    const Referee::Verdict verdict = verdict_on(q);
+    const SquaredSum errors = errors_of(q);
     record.candidates.push_back({.target = target_name,
                                  .metric = metric_name,
                                  .percdamp = damping,
                                  .strength = share,
-                                 .held_out = verdict.relative,
-                                 .held_out_face_value = verdict.face_value});
-    if (!judged || Referee::better(verdict, best, baseline)) {
+                                 .held_out = errors.weighted,
+                                 .held_out_face_value = errors.face_value});
+    if (!judged || better(errors, best, baseline)) {
       for (report::Candidate& c : record.candidates) c.chosen = false;
       record.candidates.back().chosen = true;
-      best = verdict;
+      best = errors;
       layers_.insert_or_assign(role, std::move(q));
     }
   };
@@ -215,7 +163,7 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
     if (judged) consider(targets_.at(role), 0, own, "submodule", "layer");
     if (strength > 0 || !judged) consider(target, strength, own, "submodule", "submodule");
   }
-  record.projected = best.relative;
+  record.projected = best.weighted;
   quantized_[role] = layers_.at(role).decode();
   targets_.insert_or_assign(role, std::move(target));
   records_[role].relaxations.push_back(std::move(record));

@@ -14,7 +14,7 @@ struct Candidate {
   double percdamp = 0;  ///< damping relative to the mean diagonal
   double strength = 0;  ///< share of the correction or relaxation in the target (mean over outputs)
   double held_out = 0;  ///< objective on the held-out sequences; comparable within a list only
-  double held_out_face_value = -1;  ///< the same without weights of tokens; -1: there are none
+  double held_out_face_value = -1;  ///< the same without weights of tokens; -1: not measured
   bool chosen = false;
 };
 
@@ -26,7 +26,7 @@ struct RelaxationRecord {
   double objective_before = -1;  ///< relative error of the submodule, held out where possible
   double objective_relaxed = -1;
   double baseline = -1;             ///< with the layer-wise solution on its grid
-  double baseline_face_value = -1;  ///< the same without weights of tokens; -1: there are none
+  double baseline_face_value = -1;  ///< the same without weights of tokens
   double projected = -1;            ///< with the best candidate; the baseline is one
   double residual = 0;              ///< of the normal equations, relative to its start
   std::vector<Candidate> candidates;

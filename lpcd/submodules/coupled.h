@@ -8,6 +8,7 @@
 
 #include "lpcd/arch/block_forward.h"
 #include "lpcd/calib/activations.h"
+#include "lpcd/submodules/sums.h"
 
 namespace lpcd::submodules {
 
@@ -67,11 +68,11 @@ class Coupled {
   virtual ~Coupled() = default;
 
   /// |S_f - S(W)|^2 of the chunk.
-  virtual double objective(const RunContext& ctx, const SequenceChunk& chunk,
-                           const arch::BlockWeights& w) const = 0;
+  virtual SquaredSum objective(const RunContext& ctx, const SequenceChunk& chunk,
+                               const arch::BlockWeights& w) const = 0;
   /// |S_f|^2 of the chunk: what errors are relative to.
-  virtual double energy(const RunContext& ctx, const SequenceChunk& chunk,
-                        const arch::BlockWeights& w) const = 0;
+  virtual SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk,
+                            const arch::BlockWeights& w) const = 0;
   /// descent += A^T (S_f - S(W)) for the layer `role` at its weight in w; returns |S_f - S(W)|^2.
   /// `factors`, if given, are the sums that finish_factors() turns into Factors.
   /// Shapes    descent [N, K].

@@ -19,17 +19,18 @@ class FeedForward final : public Coupled {
   explicit FeedForward(const arch::BlockForward& forward)
       : forward_(forward), config_(forward.config()) {}
 
-  double objective(const RunContext& ctx, const SequenceChunk& chunk,
-                   const BlockWeights& w) const override {
+  SquaredSum objective(const RunContext& ctx, const SequenceChunk& chunk,
+                       const BlockWeights& w) const override {
     Mat m = normed(ctx, chunk, w);
     Mat u = Mat::uninitialized(m.rows(), config_.ffn);
     forward_.ffn_activation(ctx, w, m, u);
-    return squared_norm(ctx, residual(ctx, chunk, w, u));
+    return squared_sum_of_scaled(ctx, chunk.weights, residual(ctx, chunk, w, u));
   }
 
-  double energy(const RunContext& ctx, const SequenceChunk& chunk,
-                const BlockWeights& /*w*/) const override {
-    return weighted_squared_norm(ctx, chunk.weights, chunk.y_f);
+  SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk,
+                    const BlockWeights& /*w*/) const override {
+    return {.weighted = weighted_squared_norm(ctx, chunk.weights, chunk.y_f),
+            .face_value = squared_norm(ctx, chunk.y_f)};
   }
 
   double descent(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,

@@ -23,17 +23,19 @@ class QueryKey final : public Coupled {
   QueryKey(const arch::BlockForward& forward, const BlockWeights& original, nn::Mask mask)
       : forward_(forward), config_(forward.config()), original_(original), mask_(mask) {}
 
-  double objective(const RunContext& ctx, const SequenceChunk& chunk,
-                   const BlockWeights& w) const override {
+  SquaredSum objective(const RunContext& ctx, const SequenceChunk& chunk,
+                       const BlockWeights& w) const override {
     const Pair wanted = pair_of(ctx, chunk.x_f, original_);
     const Pair now = pair_of(ctx, chunk.x_q, w);
-    return logits(ctx, wanted.q, wanted.k, now.q, now.k, {}, {}, {}, {});
+    const double sum = logits(ctx, wanted.q, wanted.k, now.q, now.k, {}, {}, {}, {});
+    return {.weighted = sum, .face_value = sum};
   }
 
-  double energy(const RunContext& ctx, const SequenceChunk& chunk,
-                const BlockWeights& /*w*/) const override {
+  SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk,
+                    const BlockWeights& /*w*/) const override {
     const Pair wanted = pair_of(ctx, chunk.x_f, original_);
-    return logits(ctx, wanted.q, wanted.k, {}, {}, {}, {}, {}, {});
+    const double sum = logits(ctx, wanted.q, wanted.k, {}, {}, {}, {}, {}, {});
+    return {.weighted = sum, .face_value = sum};
   }
 
   double descent(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,

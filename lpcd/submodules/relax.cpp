@@ -118,12 +118,14 @@ double curvature_on(const RunContext& ctx, const Coupled& coupled, Role role,
   return energy / tokens;
 }
 
-double error_on(const RunContext& ctx, const Coupled& coupled, const SequenceSource& source,
-                Part part, const BlockWeights& w) {
-  double sum = 0;
+// Per token.
+SquaredSum errors_on(const RunContext& ctx, const Coupled& coupled, const SequenceSource& source,
+                     Part part, const BlockWeights& w) {
+  SquaredSum sum;
   source.for_chunks(part,
                     [&](const SequenceChunk& chunk) { sum += coupled.objective(ctx, chunk, w); });
-  return sum / static_cast<double>(source.tokens(part));
+  const auto tokens = static_cast<double>(source.tokens(part));
+  return {.weighted = sum.weighted / tokens, .face_value = sum.face_value / tokens};
 }
 
 void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role role,
@@ -164,17 +166,28 @@ void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role rol
 Energies measure_energies(const RunContext& ctx, const Coupled& coupled,
                           const SequenceSource& source, const BlockWeights& w) {
   const auto of = [&](Part part) {
-    double sum = 0;
+    SquaredSum sum;
     source.for_chunks(part,
                       [&](const SequenceChunk& chunk) { sum += coupled.energy(ctx, chunk, w); });
-    return std::max(sum / std::max(1.0, static_cast<double>(source.tokens(part))), 1e-30);
+    const double tokens = std::max(1.0, static_cast<double>(source.tokens(part)));
+    return SquaredSum{.weighted = std::max(sum.weighted / tokens, 1e-30),
+                      .face_value = std::max(sum.face_value / tokens, 1e-30)};
   };
   return {.solve = of(Part::kSolve), .held_out = of(Part::kHeldOut)};
 }
 
+SquaredSum relative_errors(const RunContext& ctx, const Coupled& coupled,
+                           const SequenceSource& source, Part part, const Energies& energies,
+                           const BlockWeights& w) {
+  const SquaredSum error = errors_on(ctx, coupled, source, part, w);
+  const SquaredSum& energy = energies.of(part);
+  return {.weighted = error.weighted / energy.weighted,
+          .face_value = error.face_value / energy.face_value};
+}
+
 double relative_error(const RunContext& ctx, const Coupled& coupled, const SequenceSource& source,
                       Part part, const Energies& energies, const BlockWeights& w) {
-  return error_on(ctx, coupled, source, part, w) / energies.of(part);
+  return relative_errors(ctx, coupled, source, part, energies, w).weighted;
 }
 
 Mat descend_with_adam(const RunContext& ctx, const Coupled& coupled, Role role,
@@ -243,7 +256,7 @@ Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
 
   const bool held_out = source.tokens(Part::kHeldOut) > 0;
   const Part judge = held_out ? Part::kHeldOut : Part::kSolve;
-  const double energy = energies.of(judge);
+  const double energy = energies.of(judge).weighted;
   Mat product(w[role].rows(), w[role].cols());
   const Descent here = held_out ? descent_on(ctx, coupled, role, source, judge, w)
                                 : descent_on(ctx, coupled, role, source, Part::kSolve, w);
@@ -265,7 +278,7 @@ Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
     for (int64_t i = 0; i < from.size(); ++i) {
       w[role].data()[i] = from.data()[i] + static_cast<float>(s) * result.step.data()[i];
     }
-    const double error = error_on(ctx, coupled, source, judge, w) / energy;
+    const double error = errors_on(ctx, coupled, source, judge, w).weighted / energy;
     if (error < result.objective_relaxed) {
       result.objective_relaxed = error;
       result.strength = s;

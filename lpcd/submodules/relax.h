@@ -34,10 +34,12 @@ struct RelaxOptions {
 
 /// |S_f|^2 per token of both parts: what errors are relative to.
 struct Energies {
-  double solve = 0;
-  double held_out = 0;
+  SquaredSum solve;
+  SquaredSum held_out;
 
-  [[nodiscard]] double of(Part part) const { return part == Part::kSolve ? solve : held_out; }
+  [[nodiscard]] const SquaredSum& of(Part part) const {
+    return part == Part::kSolve ? solve : held_out;
+  }
 };
 
 [[nodiscard]] Energies measure_energies(const RunContext& ctx, const Coupled& coupled,
@@ -73,7 +75,11 @@ struct Relaxed {
                                     const SequenceSource& source, arch::BlockWeights& w,
                                     const AdamOptions& options);
 
-/// The submodule's relative error at the weights in w.
+/// The submodule's errors at the weights in w, relative to its energies.
+[[nodiscard]] SquaredSum relative_errors(const RunContext& ctx, const Coupled& coupled,
+                                         const SequenceSource& source, Part part,
+                                         const Energies& energies, const arch::BlockWeights& w);
+/// The one with weights.
 [[nodiscard]] double relative_error(const RunContext& ctx, const Coupled& coupled,
                                     const SequenceSource& source, Part part,
                                     const Energies& energies, const arch::BlockWeights& w);

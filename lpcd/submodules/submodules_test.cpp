@@ -140,8 +140,9 @@ std::vector<Case> all_cases() {
 double objective_of(const RunContext& ctx, const Coupled& coupled, const FixedSource& source,
                     const BlockWeights& w) {
   double sum = 0;
-  source.for_chunks(Part::kSolve,
-                    [&](const SequenceChunk& chunk) { sum += coupled.objective(ctx, chunk, w); });
+  source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+    sum += coupled.objective(ctx, chunk, w).weighted;
+  });
   return sum;
 }
 
@@ -319,6 +320,12 @@ TEST(TokenWeights, AreRelativeToTheLargerStream) {
   Mat scaled = y_f.clone();
   scale_rows(ctx, weights, scaled);
   EXPECT_NEAR(squared_norm(ctx, scaled), by_hand, 1e-4 * by_hand);
+  const SquaredSum sums = squared_sum_of_scaled(ctx, weights, scaled);
+  EXPECT_EQ(sums.weighted, squared_norm(ctx, scaled));
+  EXPECT_NEAR(sums.face_value, squared_norm(ctx, y_f), 1e-4 * sums.face_value);
+  const SquaredSum without = squared_sum_of_scaled(ctx, {}, y_f);
+  EXPECT_EQ(without.weighted, squared_norm(ctx, y_f));
+  EXPECT_EQ(without.face_value, without.weighted);
 }
 
 TEST(SquaredAngles, SeeDirectionsOnly) {

@@ -48,6 +48,15 @@ double weighted_squared_norm(const RunContext& ctx, std::span<const float> weigh
   });
 }
 
+SquaredSum squared_sum_of_scaled(const RunContext& ctx, std::span<const float> weights,
+                                 ConstView x) {
+  const double weighted = squared_norm(ctx, x);
+  if (weights.empty()) return {.weighted = weighted, .face_value = weighted};
+  std::vector<float> inverse(weights.begin(), weights.end());
+  for (float& w : inverse) w = 1 / w;
+  return {.weighted = weighted, .face_value = weighted_squared_norm(ctx, inverse, x)};
+}
+
 double squared_distance(const RunContext& ctx, ConstView x, ConstView y) {
   return summed(ctx, x.rows(), [&](int64_t r0, int64_t n) {
     return nn::squared_distance(x.rows_range(r0, n), y.rows_range(r0, n));

@@ -12,6 +12,18 @@ namespace lpcd::submodules {
 // Element-wise work and sums over rows on all threads. Rows are cut every 256, sums are added in
 // the order of the rows: the same bits for any number of threads.
 
+/// A sum of squares over tokens.
+struct SquaredSum {
+  double weighted = 0;    ///< tokens count by their weights
+  double face_value = 0;  ///< tokens count once
+
+  SquaredSum& operator+=(const SquaredSum& other) {
+    weighted += other.weighted;
+    face_value += other.face_value;
+    return *this;
+  }
+};
+
 /// body(first row, rows) in parallel.
 void for_rows(const RunContext& ctx, int64_t rows,
               const std::function<void(int64_t, int64_t)>& body);
@@ -19,6 +31,9 @@ void for_rows(const RunContext& ctx, int64_t rows,
 /// Rows t count weights[t] times; no weights: once.
 [[nodiscard]] double weighted_squared_norm(const RunContext& ctx, std::span<const float> weights,
                                            ConstView x);
+/// Of rows that scale_rows() has multiplied with the roots of these weights.
+[[nodiscard]] SquaredSum squared_sum_of_scaled(const RunContext& ctx,
+                                               std::span<const float> weights, ConstView x);
 [[nodiscard]] double squared_distance(const RunContext& ctx, ConstView x, ConstView y);
 /// out = x - y.
 void subtract(const RunContext& ctx, ConstView x, ConstView y, FloatView out);

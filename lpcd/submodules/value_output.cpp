@@ -22,14 +22,16 @@ class ValueOutput final : public Coupled {
   explicit ValueOutput(const arch::BlockForward& forward)
       : forward_(forward), config_(forward.config()) {}
 
-  double objective(const RunContext& ctx, const SequenceChunk& chunk,
-                   const BlockWeights& w) const override {
-    return squared_norm(ctx, residual(ctx, chunk, w, prepare(ctx, chunk, w)));
+  SquaredSum objective(const RunContext& ctx, const SequenceChunk& chunk,
+                       const BlockWeights& w) const override {
+    return squared_sum_of_scaled(ctx, chunk.weights,
+                                 residual(ctx, chunk, w, prepare(ctx, chunk, w)));
   }
 
-  double energy(const RunContext& ctx, const SequenceChunk& chunk,
-                const BlockWeights& /*w*/) const override {
-    return weighted_squared_norm(ctx, chunk.weights, chunk.y_f);
+  SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk,
+                    const BlockWeights& /*w*/) const override {
+    return {.weighted = weighted_squared_norm(ctx, chunk.weights, chunk.y_f),
+            .face_value = squared_norm(ctx, chunk.y_f)};
   }
 
   double descent(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
