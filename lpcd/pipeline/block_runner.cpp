@@ -46,8 +46,9 @@ class StreamSource final : public submodules::SequenceSource {
       const ConstView y_f = streams_.target.read(r0, n, y_f_);
       const ConstView x_q = streams_.quantized.read(r0, n, x_q_);
       std::vector<float> weights;
-      if (plan_.options.token_weights)
+      if (plan_.options.token_weights) {
         weights = submodules::token_weights(ctx_, y_f, x_q, face_value_);
+      }
       body({.x_f = streams_.original.read(r0, n, x_f_),
             .x_q = x_q,
             .y_f = y_f,

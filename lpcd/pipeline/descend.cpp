@@ -15,7 +15,7 @@ using submodules::SquaredSum;
 
 namespace {
 
-// Of tokens with massive activations, which hardly change between two solutions.
+// A rise of the error at face value that counts as none: between two solutions it hardly changes.
 constexpr double kTolerance = 1.01;
 
 // a is better than b on the held-out sequences, and allowed beside the layer-wise baseline.

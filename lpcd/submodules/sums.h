@@ -47,7 +47,9 @@ void scale_rows(const RunContext& ctx, std::span<const float> weights, FloatView
 /// only in the quantized model would.
 ///
 /// What is left of those few then is next to nothing, though attention in later layers rests on
-/// them: `face_value` is added, the same for all tokens. Shapes    y_f, x_q [t, D].
+/// them: `face_value` is added, the same for all tokens.
+///
+/// Shapes    y_f, x_q [t, D].
 [[nodiscard]] std::vector<float> token_weights(const RunContext& ctx, ConstView y_f, ConstView x_q,
                                                double face_value = 0);
 /// Sum over tokens of | x / |x| - y / |y| |^2: 0 to 4 each.
