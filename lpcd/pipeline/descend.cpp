@@ -13,24 +13,6 @@ using submodules::Half;
 using submodules::Part;
 using submodules::SquaredSum;
 
-namespace {
-
-// A rise of the error at face value that counts as none: between two solutions it hardly changes.
-constexpr double kTolerance = 1.01;
-
-// a is better than b on the held-out sequences, and allowed beside the layer-wise baseline.
-//
-// With the tokens' weights the few that have massive activations, on which much of attention rests,
-// are a handful among thousands: a solve may give them up for a little less error everywhere else.
-// So the error at face value, which is theirs, must not rise either, unless it stays below the
-// other: then they are no worse off than the rest.
-bool better(const SquaredSum& a, const SquaredSum& b, const SquaredSum& baseline) {
-  return a.weighted < b.weighted &&
-         (a.face_value <= kTolerance * baseline.face_value || a.face_value <= a.weighted);
-}
-
-}  // namespace
-
 void BlockRunner::descend_on(const submodules::CoupledInfo& info,
                              const submodules::SequenceSource& source) {
   const auto coupled =
@@ -87,7 +69,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
       quantized_[role] = baseline.at(role).decode();
     }
     const SquaredSum apart = judge();
-    if (together.weighted != apart.weighted && !better(together, apart, apart)) {
+    if (together.weighted != apart.weighted && !submodules::better(together, apart, apart)) {
       for (const Role role : info.relaxed) {
         layers_.insert_or_assign(role, std::move(baseline.at(role)));
       }
@@ -148,7 +130,7 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
                                  .strength = share,
                                  .held_out = errors.weighted,
                                  .held_out_face_value = errors.face_value});
-    if (!judged || better(errors, best, baseline)) {
+    if (!judged || submodules::better(errors, best, baseline)) {
       for (report::Candidate& c : record.candidates) c.chosen = false;
       record.candidates.back().chosen = true;
       best = errors;

@@ -185,6 +185,12 @@ SquaredSum relative_errors(const RunContext& ctx, const Coupled& coupled,
           .face_value = error.face_value / energy.face_value};
 }
 
+bool better(const SquaredSum& a, const SquaredSum& b, const SquaredSum& baseline) {
+  constexpr double kTolerance = 1.01;  // between two solutions it hardly changes
+  return a.weighted < b.weighted &&
+         (a.face_value <= kTolerance * baseline.face_value || a.face_value <= a.weighted);
+}
+
 double relative_error(const RunContext& ctx, const Coupled& coupled, const SequenceSource& source,
                       Part part, const Energies& energies, const BlockWeights& w) {
   return relative_errors(ctx, coupled, source, part, energies, w).weighted;

@@ -84,4 +84,12 @@ struct Relaxed {
                                     const SequenceSource& source, Part part,
                                     const Energies& energies, const arch::BlockWeights& w);
 
+/// a is better than b on the held-out sequences, and allowed beside the layer-wise baseline.
+///
+/// With the tokens' weights the few that have massive activations, on which much of attention
+/// rests, are a handful among thousands: a solve may give them up for a little less error
+/// everywhere else. So the error at face value, which is theirs, must not rise by more than 1 %
+/// either, unless it stays below the other: then they are no worse off than the rest.
+[[nodiscard]] bool better(const SquaredSum& a, const SquaredSum& b, const SquaredSum& baseline);
+
 }  // namespace lpcd::submodules

@@ -328,6 +328,26 @@ TEST(TokenWeights, AreRelativeToTheLargerStream) {
   EXPECT_EQ(without.face_value, without.weighted);
 }
 
+TEST(Better, DoesNotTradeMassiveActivationsForTheRest) {
+  const SquaredSum baseline{.weighted = 0.10, .face_value = 0.15};
+  const auto better_than_baseline = [&](double weighted, double face_value) {
+    return better({.weighted = weighted, .face_value = face_value}, baseline, baseline);
+  };
+  EXPECT_TRUE(better_than_baseline(0.09, 0.14));
+  EXPECT_TRUE(better_than_baseline(0.09, 0.151));
+  EXPECT_FALSE(better_than_baseline(0.09, 0.92));  // they are lost
+  EXPECT_FALSE(better_than_baseline(0.11, 0.01));
+  EXPECT_FALSE(better_than_baseline(0.10, 0.15));
+  EXPECT_FALSE(better_than_baseline(std::nan(""), 0.01));
+  EXPECT_FALSE(better_than_baseline(0.09, std::nan("")));
+  // It may rise where it is no higher than the error of other tokens.
+  const SquaredSum small{.weighted = 0.10, .face_value = 0.01};
+  EXPECT_TRUE(better({.weighted = 0.09, .face_value = 0.05}, small, small));
+  // Several steps of 1 % do not add up: the baseline is the measure.
+  EXPECT_FALSE(better({.weighted = 0.08, .face_value = 0.153},
+                      {.weighted = 0.09, .face_value = 0.152}, baseline));
+}
+
 TEST(SquaredAngles, SeeDirectionsOnly) {
   const RunContext ctx = with_threads(2);
   const Mat x = random_mat(300, 16, 1);
