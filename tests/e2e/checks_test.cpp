@@ -1,0 +1,155 @@
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+#include "lpcd/bundle/open_model.h"
+#include "lpcd/lpcd.h"
+#include "tests/e2e/whole_run.h"
+#include "tests/support/errors.h"
+#include "tests/support/tiny_model.h"
+
+// What is refused, or planned, before any work.
+
+namespace lpcd {
+namespace {
+
+using testing::expect_error;
+using testing::TinyModel;
+using ChecksTest = testing::WholeRun;
+
+TEST_F(ChecksTest, DryRunTouchesNothing) {
+  QuantizeOptions o = options("out");
+  o.dry_run = true;
+  const QuantizeResult result = quantize(o, ctx_);
+  EXPECT_NE(result.plan.find("arithmetic"), std::string::npos);
+  EXPECT_NE(result.plan.find("memory"), std::string::npos);
+  EXPECT_FALSE(std::filesystem::exists(o.out));
+}
+
+TEST_F(ChecksTest, ContradictingOptionsAreRefusedBeforeAnyWork) {
+  const auto refused = [&](auto change, std::string_view part) {
+    QuantizeOptions o = options("out");
+    change(o);
+    expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, part);
+    EXPECT_FALSE(std::filesystem::exists(o.out));
+  };
+  refused(
+      [](auto& o) {
+        o.formats = {"gptq:4,g32"};
+        o.given = {"bits"};
+      },
+      "--bits contradicts --format gptq:4,g32");
+  refused([](auto& o) { o.formats = {"gptq:4,g32", "gptq:3,g32"}; }, "different grids");
+  refused([](auto& o) { o.bits = 5; }, "add --format dense:fp16");
+  refused([](auto& o) { o.lpcd = {"residul"}; }, "did you mean \"residual\"");
+  refused([](auto& o) { o.qep_exclude = {"donw_proj"}; }, "did you mean \"down_proj\"");
+  refused([](auto& o) { o.hessian_from = HessianFrom::kOriginal; }, "--qep off --lpcd none");
+  refused([](auto& o) { o.bits_for = {"*down*"}; }, "PATTERN=BITS");
+  refused([](auto& o) { o.bits_for = {"*dwon*=4"}; }, "no layer matches");
+  refused([](auto& o) { o.seq_len = 1024; }, "beyond the model's 512 positions");
+  refused([](auto& o) { o.group_size = 0; }, "--group-size");
+  refused([](auto& o) { o.max_memory = "lots"; }, "is not a size");
+}
+
+TEST_F(ChecksTest, TooLittleMemoryIsSaidBeforeAnyWork) {
+  QuantizeOptions o = options("out");
+  o.max_memory = "10M";
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kMemoryBudget, "needs at least");
+  EXPECT_FALSE(std::filesystem::exists(o.out));
+}
+
+TEST_F(ChecksTest, NothingCanBeHeldOutOfOneSequence) {
+  QuantizeOptions o = options("out");
+  o.samples = 1;
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, "or give --holdout 0");
+  o.holdout = 0;
+  EXPECT_NO_THROW(quantize(o, ctx_));
+}
+
+TEST_F(ChecksTest, ShortCalibrationTextIsSaidWithNumbers) {
+  QuantizeOptions o = options("out");
+  o.samples = 100000;
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadText, "lower --samples to");
+}
+
+TEST_F(ChecksTest, ShapesThatTheFormatCannotHoldAreRefused) {
+  TinyModel{.ffn = 84}.write(model_);
+  QuantizeOptions o = options("out");
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption,
+               "does not pack into 32-bit words");
+  o.formats = {"dense:fp16"};
+  EXPECT_NO_THROW(quantize(o, ctx_));  // a short last group is fine on the grid
+}
+
+TEST_F(ChecksTest, TensorTypesAndGgufContradictionsAreChecked) {
+  QuantizeOptions o = options("types");
+  o.formats = {"gguf:q4_0"};
+  o.method = Method::kRtn;
+  o.qep = false;
+  o.lpcd = {"none"};
+  o.tensor_types = {"*ffn_down*=q8_0", "token_embd.weight=f16"};
+  quantize(o, ctx_);
+  const arch::Model model = bundle::open_model(o.out);
+  EXPECT_EQ(model.stored(arch::Role::kDown, 1).dtype, DType::kQ8_0);
+  EXPECT_EQ(model.stored(arch::Role::kUp, 1).dtype, DType::kQ4_0);
+  EXPECT_EQ(model.stored(arch::Role::kEmbedding, 0).dtype, DType::kF16);
+  const auto refused = [&](auto change, std::string_view part) {
+    QuantizeOptions bad = options("x");
+    bad.formats = {"gguf:q4_0"};
+    change(bad);
+    expect_error([&] { quantize(bad, ctx_); }, ErrorCode::kBadOption, part);
+  };
+  refused([](auto& b) { b.tensor_types = {"*nothing*=q8_0"}; }, "no matrix matches");
+  refused([](auto& b) { b.tensor_types = {"*ffn_down*=q9"}; }, "must be PATTERN=TYPE");
+  refused([](auto& b) { b.tensor_types = {"*ffn_down*=q4_k"}; }, "Q5_0 would fit");
+  refused([](auto& b) { b.tensor_types = {"*ffn_down*=f16"}; }, "layers cannot stay F16");
+  refused([](auto& b) { b.mlp_bits = 4; }, "use --tensor-type");
+  refused([](auto& b) { b.formats = {"gguf:q4_0", "gptq:4,g32"}; }, "different grids");
+  refused([](auto& b) { b.formats = {"gguf:q4_0", "gguf:q8_0"}; }, "different grids");
+  refused([](auto& b) { b.formats = {"gguf:q7_k"}; }, "is not of the form");
+}
+
+TEST_F(ChecksTest, LimitsOfTheConsumerAreCheckedBeforeAnyWork) {
+  const auto refused = [&](const char* consumer, const char* format, std::string_view part) {
+    QuantizeOptions o = options("x");
+    o.formats = {format};
+    o.consumer = consumer;
+    expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, part);
+    EXPECT_FALSE(std::filesystem::exists(o.out));
+  };
+  refused("vllm", "gptq:3,g32", "vLLM loads GPTQ only at 4 and 8 bits symmetric; use ct:3,g32");
+  refused("vllm", "gptq:4,g32,asym", "use ct:4,g32,asym");
+  refused("vllm", "ct:4,g16", "groups of 32, 64 or 128");
+  refused("vllm", "gguf:q4_0", "no GGUF");
+  refused("llama.cpp", "gptq:4,g32", "use --format gguf:q4_k_m");
+  refused("gptqmodel", "ct:4,g32", "gptq layout only");
+  refused("transformers", "ct:4,g32,asym", "asymmetric");
+  refused("gptqmodel", "gptq:4,g32,asym", "use gptq:4,g32,asym,v2");
+  refused("gptqmodel", "gptq:4,g48", "groups of 16, 32");
+  refused("vllm", "gptq:4,g128", "whole groups only");
+  refused("vlm", "ct:4,g32", "did you mean \"vllm\"");
+  QuantizeOptions o = options("fits");
+  o.formats = {"ct:3,g32"};
+  o.consumer = "vllm";
+  o.bits_for = {"*k_proj*=4"};
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, "vLLM fuses it with");
+  o.bits_for = {"*down_proj*=4"};
+  o.formats = {"gptq:3,g32"};
+  o.consumer = "transformers";
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, "one grid only");
+  o.formats = {"ct:3,g32"};
+  o.consumer = "vllm";
+  o.dry_run = true;
+  EXPECT_FALSE(quantize(o, ctx_).plan.empty());
+}
+
+TEST_F(ChecksTest, ModelAndTokenizerMustBelongTogether) {
+  TinyModel{.vocab = 200}.write(model_);  // the tokenizer has 256 tokens
+  expect_error([&] { quantize(options("out"), ctx_); }, ErrorCode::kBadModel,
+               "tokenizer has 256 tokens");
+}
+
+}  // namespace
+}  // namespace lpcd

@@ -1,0 +1,228 @@
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+
+#include "lpcd/base/json.h"
+#include "lpcd/bundle/open_model.h"
+#include "lpcd/io/file.h"
+#include "lpcd/lpcd.h"
+#include "lpcd/pipeline/journal.h"
+#include "tests/e2e/whole_run.h"
+#include "tests/support/errors.h"
+#include "tests/support/tiny_model.h"
+
+// What the files hold, whether the run wrote them or export did.
+
+namespace lpcd {
+namespace {
+
+using testing::expect_error;
+using testing::file_bytes;
+using testing::TinyModel;
+using FormatsTest = testing::WholeRun;
+
+// What the plan says an output takes is what it takes, to the byte that is printed.
+TEST_F(FormatsTest, SizesOnDiskAreAsPlanned) {
+  for (const std::string format :
+       {"gptq:3,g32", "gptq:4,g32,v2", "gptq:2,g32,asym", "ct:3,g32", "ct:8,g-1", "dense:fp16"}) {
+    SCOPED_TRACE(format);
+    QuantizeOptions o = options("size" + std::to_string(format.size()) + format.substr(0, 4));
+    o.formats = {format};
+    o.method = Method::kRtn;
+    o.qep = false;
+    o.lpcd = {"none"};
+    o.dry_run = true;
+    const std::string plan = quantize(o, ctx_).plan;
+    o.dry_run = false;
+    const std::string out = quantize(o, ctx_).outputs.at(0);
+    const auto bytes = std::filesystem::file_size(out + "/model.safetensors");
+    EXPECT_NE(plan.find(": " + format_bytes(bytes)), std::string::npos)
+        << plan << format_bytes(bytes);
+  }
+}
+
+TEST_F(FormatsTest, MixedWidthsAreStoredLayerByLayer) {
+  QuantizeOptions o = options("out");
+  o.formats = {"gptq:3,g32"};
+  o.bits_for = {"*layers.1.*down_proj*=4"};
+  o.mlp_bits = 2;
+  const QuantizeResult result = quantize(o, ctx_);
+  const Json config = parse_json(file_bytes(o.out + "/config.json"), "config.json");
+  const Json& dynamic = config["quantization_config"]["dynamic"];
+  EXPECT_EQ(dynamic["+:^model\\.layers\\.1\\.mlp\\.down_proj$"]["bits"], 4);
+  EXPECT_EQ(dynamic["+:^model\\.layers\\.0\\.mlp\\.up_proj$"]["bits"], 2);
+  const arch::Model model = bundle::open_model(o.out);
+  const Mat expected = pipeline::Journal(o.out).read_block(1).at(arch::Role::kDown).decode();
+  const Mat got = model.read(arch::Role::kDown, 1);
+  for (int64_t i = 0; i < got.size(); ++i) ASSERT_EQ(got.data()[i], expected.data()[i]);
+}
+
+TEST_F(FormatsTest, ShardsAreReadBackLikeOneFile) {
+  QuantizeOptions o = options("one");
+  quantize(o, ctx_);
+  o = options("shards");
+  o.shard_size = "40K";
+  quantize(o, ctx_);
+  EXPECT_TRUE(std::filesystem::exists(o.out + "/model.safetensors.index.json"));
+  EXPECT_EQ(bundle::open_model(dir_ / "one").read(arch::Role::kUp, 1)(3, 4),
+            bundle::open_model(dir_ / "shards").read(arch::Role::kUp, 1)(3, 4));
+  EvaluateOptions e;
+  e.ppl = text_;
+  e.seq_len = 48;
+  e.max_tokens = 500;
+  e.model = dir_ / "one";
+  const double one = evaluate(e, ctx_).perplexity;
+  e.model = dir_ / "shards";
+  EXPECT_EQ(evaluate(e, ctx_).perplexity, one);
+}
+
+TEST_F(FormatsTest, ExportGivesWhatTheRunWouldHaveWritten) {
+  QuantizeOptions o = options("gptq");
+  quantize(o, ctx_);
+  o = options("dense");
+  o.formats = {"dense:fp16"};
+  quantize(o, ctx_);
+  export_model({.source = dir_ / "gptq", .format = "dense:fp16", .out = dir_ / "exported"}, ctx_);
+  EXPECT_EQ(weights("dense"), weights("exported"));
+  expect_error(
+      [&] {
+        export_model({.source = dir_ / "gptq", .format = "gptq:4,g32", .out = dir_ / "x"}, ctx_);
+      },
+      ErrorCode::kBadOption, "makes it");
+  expect_error(
+      [&] {
+        export_model({.source = dir_ / "gptq", .format = "dense:fp16", .out = dir_ / "exported"},
+                     ctx_);
+      },
+      ErrorCode::kOutputExists, "not empty");
+  expect_error(
+      [&] { export_model({.source = model_, .format = "gptq:4,g32", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadOption, "no codes to store");
+  export_model({.source = model_, .format = "dense:fp32", .out = dir_ / "converted"}, ctx_);
+  EXPECT_EQ(weights("converted"), file_bytes(model_ + "/model.safetensors"));
+}
+
+// GGUF: what the file decodes to is what was computed, in the rows' own order; sizes are as
+// planned.
+TEST_F(FormatsTest, GgufHoldsWhatWasComputed) {
+  for (const std::string architecture : {"llama", "qwen2", "qwen3"}) {
+    const std::string model = dir_ / architecture;
+    TinyModel{.architecture = architecture,
+              .hidden = 256,
+              .ffn = 288,
+              .heads = 8,
+              .kv_heads = 2,
+              .head_dim = 32,
+              .tied = architecture == "qwen3",
+              .dtype = DType::kBF16}
+        .write(model);
+    for (const std::string format : {"gguf:q2_k", "gguf:q4_k_m", "gguf:q3_k,pure", "gguf:exact"}) {
+      SCOPED_TRACE(architecture + " " + format);
+      QuantizeOptions o = options(architecture + format.substr(5));
+      o.model = model;
+      o.formats = {format};
+      o.method = format == "gguf:q2_k" ? Method::kGptq : Method::kRtn;
+      o.qep = false;
+      o.lpcd = {"none"};
+      o.dry_run = true;
+      const std::string plan = quantize(o, ctx_).plan;
+      o.dry_run = false;
+      const QuantizeResult result = quantize(o, ctx_);
+      ASSERT_EQ(result.outputs.size(), 1U);
+      const arch::Model gguf = bundle::open_model(o.out);
+      EXPECT_EQ(gguf.path(), result.outputs[0]);
+      const pipeline::Journal journal(o.out);
+      const arch::Model original = bundle::open_model(model);
+      for (int64_t b = 0; b < 2; ++b) {
+        for (const auto& [role, q] : journal.read_block(b)) {
+          const Mat expected = q.decode();
+          const Mat got = gguf.read(role, b);
+          for (int64_t i = 0; i < got.size(); ++i) ASSERT_EQ(got.data()[i], expected.data()[i]);
+        }
+        const Mat norm = gguf.read(arch::Role::kAttentionNorm, b);
+        EXPECT_EQ(norm(0, 7), original.read(arch::Role::kAttentionNorm, b)(0, 7));
+      }
+      EXPECT_EQ(gguf.config().head_dim, 32);
+      EXPECT_EQ(gguf.config().rope_theta, original.config().rope_theta);
+      EXPECT_EQ(gguf.config().tied_head, original.config().tied_head);
+      EXPECT_EQ(gguf.config().max_positions, original.config().max_positions);
+      EXPECT_NEAR(gguf.read(arch::Role::kEmbedding, 0)(3, 5),
+                  original.read(arch::Role::kEmbedding, 0)(3, 5), 0.3F);
+      const auto bytes = std::filesystem::file_size(result.outputs[0]);
+      EXPECT_NE(plan.find(format_bytes(bytes)), std::string::npos) << plan;
+      const bool falls_back = format != "gguf:exact";
+      EXPECT_EQ(plan.find("rows of 288 hold no") != std::string::npos, falls_back) << plan;
+    }
+  }
+}
+
+TEST_F(FormatsTest, GgufIsExportedFromRunsThatHaveItsGrid) {
+  QuantizeOptions o = options("codes");
+  o.bits = 4;
+  quantize(o, ctx_);
+  export_model({.source = o.out, .format = "gguf:exact", .out = dir_ / "exact"}, ctx_);
+  export_model({.source = o.out, .format = "gguf:q4_0", .out = dir_ / "q4_0"}, ctx_);
+  export_model({.source = o.out, .format = "gguf:f32", .out = dir_ / "f32"}, ctx_);
+  export_model({.source = o.out, .format = "ct:4,g32", .out = dir_ / "ct"}, ctx_);
+  const Mat expected = pipeline::Journal(o.out).read_block(1).at(arch::Role::kQ).decode();
+  for (const char* name : {"exact", "q4_0", "f32", "ct"}) {
+    const Mat got = bundle::open_model(dir_ / name).read(arch::Role::kQ, 1);
+    for (int64_t i = 0; i < got.size(); ++i) ASSERT_EQ(got.data()[i], expected.data()[i]) << name;
+  }
+  expect_error(
+      [&] { export_model({.source = o.out, .format = "gguf:q5_0", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadOption, "--format gguf:q5_0 --out DIR makes it");
+  QuantizeOptions k = options("blocks");
+  k.formats = {"gguf:q5_0"};
+  k.method = Method::kRtn;
+  k.qep = false;
+  k.lpcd = {"none"};
+  quantize(k, ctx_);
+  export_model({.source = k.out, .format = "gguf:q5_0", .out = dir_ / "again"}, ctx_);
+  export_model({.source = k.out, .format = "dense:fp32", .out = dir_ / "dense"}, ctx_);
+  EXPECT_EQ(bundle::open_model(dir_ / "again").read(arch::Role::kUp, 0)(3, 4),
+            bundle::open_model(dir_ / "dense").read(arch::Role::kUp, 0)(3, 4));
+  expect_error(
+      [&] { export_model({.source = k.out, .format = "gptq:4,g32", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadOption, "makes it");
+  expect_error(
+      [&] { export_model({.source = model_, .format = "gguf:q4_0", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadOption, "no codes to store");
+  export_model({.source = model_, .format = "gguf:f32", .out = dir_ / "plain"}, ctx_);
+  EXPECT_EQ(bundle::open_model(dir_ / "plain").read(arch::Role::kK, 0)(5, 6),
+            bundle::open_model(model_).read(arch::Role::kK, 0)(5, 6));
+}
+
+TEST_F(FormatsTest, ExportNoticesATamperedRun) {
+  QuantizeOptions o = options("run");
+  quantize(o, ctx_);
+  const std::string path = o.out + "/.lpcd/blocks/00001/layers.safetensors";
+  std::string bytes = file_bytes(path);
+  bytes[bytes.size() - 5] ^= 1;
+  io::write_file(path, bytes);
+  expect_error(
+      [&] { export_model({.source = o.out, .format = "dense:fp16", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadFile, "not what the run committed");
+}
+
+TEST_F(FormatsTest, InspectKnowsModelsAndRuns) {
+  EXPECT_NE(inspect(model_).summary.find("llama: 2 blocks"), std::string::npos);
+  quantize(options("run"), ctx_);
+  const Json json = parse_json(inspect(dir_ / "run").json, "inspect");
+  EXPECT_EQ(json["run"]["kind"], "finished run");
+  EXPECT_EQ(json["model"]["quantization"]["bits"], 3);
+  // Codes are shown as what they are, with all that belongs to them.
+  const Json& types = json["model"]["tensors"]["types"];
+  EXPECT_EQ(types["int3"]["tensors"], 14);
+  uint64_t bytes = 0;
+  for (const auto& [type, sum] : types.items()) bytes += sum["bytes"].get<uint64_t>();
+  EXPECT_EQ(json["model"]["stored_bytes"], bytes);
+  const auto file = std::filesystem::file_size(dir_ / "run/model.safetensors");
+  EXPECT_LT(bytes, file);
+  EXPECT_GT(bytes, file - 16384);  // all but the header
+  EXPECT_EQ(json["run"]["output_errors"].size(), 2U);
+}
+
+}  // namespace
+}  // namespace lpcd
