@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "lpcd/base/raise.h"
 #include "lpcd/tensor/ggml_blocks.h"
 #include "lpcd/tensor/half.h"
@@ -63,6 +65,21 @@ QuantizedMatrix QuantizedMatrix::clone() const {
   copy.zeros = zeros;
   copy.f16_decode = f16_decode;
   return copy;
+}
+
+void QuantizedMatrix::copy_row(const QuantizedMatrix& from, int64_t row, int64_t to) {
+  LPCD_CHECK(from.cols == cols && row < from.rows && to < rows);
+  if (spec.block) {
+    const auto bytes = static_cast<int64_t>(block_row_bytes());
+    std::copy_n(from.blocks.begin() + row * bytes, bytes, blocks.begin() + to * bytes);
+    return;
+  }
+  std::copy_n(from.codes.begin() + row * cols, cols, codes.begin() + to * cols);
+  for (int64_t g = 0; g < groups(); ++g) {
+    scales(g, to) = from.scales(g, row);
+    zeros[static_cast<size_t>(g * rows + to)] =
+        from.zeros[static_cast<size_t>(g * from.rows + row)];
+  }
 }
 
 Mat QuantizedMatrix::decode() const {

@@ -127,6 +127,8 @@ struct QuantizedMatrix {
   QuantizedMatrix(const GridSpec& grid, int64_t n, int64_t k);
 
   [[nodiscard]] QuantizedMatrix clone() const;
+  /// Row `to` becomes row `row` of a matrix of the same grid and width.
+  void copy_row(const QuantizedMatrix& from, int64_t row, int64_t to);
   [[nodiscard]] int64_t groups() const { return spec.groups(cols); }
   /// Shapes    result [N, K]. Numerics: scale * (code - zero) in f32; decode_ggml_blocks.
   [[nodiscard]] Mat decode() const;

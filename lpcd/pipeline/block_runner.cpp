@@ -408,11 +408,20 @@ solve::Metric BlockRunner::metric_of(Mat h, double damping) const {
 }
 
 format::QuantizedMatrix BlockRunner::project(const LayerPlan& layer, ConstView target,
-                                             const solve::Metric& metric) const {
-  const solve::ProjectOptions options = project_options(plan_, layer);
-  auto q = plan_.options.method == Method::kGptq
-               ? solve::project_gptq(ctx_, target, metric, options)
-               : solve::project_rtn(ctx_, target, metric, options);
+                                             const solve::Metric& metric,
+                                             const solve::OutputMetric* outputs) const {
+  solve::ProjectOptions options = project_options(plan_, layer);
+  const auto on_inputs = [&](ConstView rows) {
+    return plan_.options.method == Method::kGptq ? solve::project_gptq(ctx_, rows, metric, options)
+                                                 : solve::project_rtn(ctx_, rows, metric, options);
+  };
+  format::QuantizedMatrix q;
+  if (outputs == nullptr) {
+    q = on_inputs(target);
+  } else {
+    options.rows_per_task = 16;  // rows come a few at a time
+    q = solve::project_with_output_feedback(ctx_, target, *outputs, on_inputs);
+  }
   q.f16_decode = plan_.solver.reference;
   return q;
 }

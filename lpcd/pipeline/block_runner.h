@@ -11,6 +11,7 @@
 #include "lpcd/pipeline/plan.h"
 #include "lpcd/pipeline/site_moments.h"
 #include "lpcd/report/record.h"
+#include "lpcd/solve/output_feedback.h"
 #include "lpcd/submodules/relax.h"
 
 namespace lpcd::pipeline {
@@ -103,7 +104,8 @@ class BlockRunner {
   /// Rows [r0, r0 + n) of the primary stream after the attention norm, in aq_.
   [[nodiscard]] FloatView primary_attention_norm(int64_t r0, int64_t n);
   [[nodiscard]] format::QuantizedMatrix project(const LayerPlan& layer, ConstView target,
-                                                const solve::Metric& metric) const;
+                                                const solve::Metric& metric,
+                                                const solve::OutputMetric* outputs = nullptr) const;
   [[nodiscard]] linalg::Damping damping_of(double fraction) const;
   [[nodiscard]] solve::Metric metric_of(Mat h, double damping) const;
   /// body(part, first row, rows)

@@ -7,6 +7,13 @@
 // The part of BlockRunner that relaxes submodules of several layers and keeps what is better.
 
 namespace lpcd::pipeline {
+namespace {
+
+// Of the metric of a head's outputs. Without a floor, channels that matter little would take up
+// errors without limit.
+constexpr double kOutputDamping = 0.05;
+
+}  // namespace
 
 using arch::Role;
 using submodules::Half;
@@ -121,8 +128,9 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
   record.baseline = baseline.weighted;
   record.baseline_face_value = baseline.face_value;
   const auto consider = [&](ConstView wanted, double share, const solve::Metric& metric,
-                            const char* metric_name, const char* target_name) {
-    format::QuantizedMatrix q = project(layer, wanted, metric);
+                            const char* metric_name, const char* target_name,
+                            const solve::OutputMetric* outputs = nullptr) {
+    format::QuantizedMatrix q = project(layer, wanted, metric, outputs);
     const SquaredSum errors = errors_of(q);
     record.candidates.push_back({.target = target_name,
                                  .metric = metric_name,
@@ -142,8 +150,17 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
   site_h_ = std::move(inputs.h);
   if (plan_.options.own_metric) {
     const solve::Metric own = metric_of(std::move(relaxed.factors.input), damping);
-    if (judged) consider(targets_.at(role), 0, own, "submodule", "layer");
-    if (strength > 0 || !judged) consider(target, strength, own, "submodule", "submodule");
+    solve::OutputMetric outputs;
+    const bool feedback = plan_.options.output_feedback && !relaxed.factors.diagonal_output();
+    if (feedback) {
+      outputs = solve::make_output_metric(ctx_, relaxed.factors.output,
+                                          {.fraction = kOutputDamping, .power = 0});
+    }
+    const auto consider_own = [&](ConstView wanted, double share, const char* target_name) {
+      consider(wanted, share, own, "submodule", target_name, feedback ? &outputs : nullptr);
+    };
+    if (judged) consider_own(targets_.at(role), 0, "layer");
+    if (strength > 0 || !judged) consider_own(target, strength, "submodule");
   }
   record.projected = best.weighted;
   quantized_[role] = layers_.at(role).decode();

@@ -15,6 +15,7 @@ void apply_preset(Preset preset, QuantizeOptions& options) {
   options.scale_search = false;
   options.refine = 0;
   options.own_metric = false;
+  options.output_feedback = false;
   options.token_weights = false;
   options.holdout = 0;
   options.solver = Solver::kGd;

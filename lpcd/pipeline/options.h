@@ -64,6 +64,7 @@ struct QuantizeOptions {
   bool scale_search = true;
   int refine = 2;
   bool own_metric = true;
+  bool output_feedback = true;
   bool token_weights = true;
   double massive_weight = 0.1;
   bool mse = false;
@@ -243,6 +244,13 @@ struct QuantizeOptions {
        .section = gptq,
        .help = "Also project the layers of a submodule in the metric in which the submodule sees "
                "their inputs, and keep the better one."});
+    v(o.output_feedback,
+      {.name = "output-feedback",
+       .value = "on|off",
+       .section = gptq,
+       .help =
+           "With --own-metric, for q, k and v: pass errors on from output to output of a head as "
+           "well, in the metric in which the submodule sees the outputs."});
     v(o.token_weights,
       {.name = "token-weights",
        .value = "on|off",

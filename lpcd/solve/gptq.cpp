@@ -314,11 +314,13 @@ format::QuantizedMatrix project_gptq(const RunContext& ctx, ConstView weight, co
                                      const ProjectOptions& options) {
   LPCD_CHECK(weight.cols() == metric.inputs() && options.block_columns > 0);
   format::QuantizedMatrix result(options.grid, weight.rows(), weight.cols());
-  linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {
-    RowBlock rows(weight, task * kRowsPerTask);
+  linalg::parallel_for(ctx, ceil_div(weight.rows(), options.rows_per_task), [&](int64_t task) {
+    RowBlock rows(weight, task * options.rows_per_task, options.rows_per_task);
     GptqRows(rows, metric, options, result).run();
   });
-  if (options.refine_sweeps > 0) refine(ctx, weight, metric, options.refine_sweeps, result);
+  if (options.refine_sweeps > 0) {
+    refine(ctx, weight, metric, options.refine_sweeps, result, options.rows_per_task);
+  }
   return result;
 }
 

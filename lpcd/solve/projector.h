@@ -37,6 +37,8 @@ enum class ColumnOrder {
 /// Shapes    r [N, K].
 void solve_in_metric(const RunContext& ctx, const Metric& metric, FloatView r);
 
+constexpr int64_t kRowsPerTask = 64;
+
 struct ProjectOptions {
   format::GridSpec grid;
   format::FitOptions fit;
@@ -52,6 +54,9 @@ struct ProjectOptions {
   /// Take group scales from weights that miss the error updates of the current block, as the
   /// reference package does. Off: blocks end at group borders and scales see every update.
   bool stale_group_scales = false;
+  /// Rows of one task: enough to fill vectors, few enough that so many times K floats stay in L2.
+  /// May affect rounding.
+  int64_t rows_per_task = kRowsPerTask;
 };
 
 /// Round to nearest: every weight to its nearest code.
@@ -85,7 +90,7 @@ struct ProjectOptions {
 /// Numerics  f32; 64 rows per task: the same bits for any number of threads.
 /// Memory    3 * 64 * K floats per thread.
 void refine(const RunContext& ctx, ConstView weight, const Metric& metric, int sweeps,
-            format::QuantizedMatrix& result);
+            format::QuantizedMatrix& result, int64_t rows_per_task = kRowsPerTask);
 
 /// tr(E H E^T) / 2 for E = a - b: the mean squared output error per token, summed over outputs.
 /// Shapes    a, b [N, K].

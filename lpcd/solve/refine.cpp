@@ -73,11 +73,12 @@ constexpr int64_t kBlockColumns = 128;
 // Coordinate descent on 64 rows, everything transposed: [columns, rows].
 class RefineRows {
  public:
-  RefineRows(ConstView weight, const Metric& metric, format::QuantizedMatrix& result, int64_t row)
+  RefineRows(ConstView weight, const Metric& metric, format::QuantizedMatrix& result, int64_t row,
+             int64_t rows)
       : metric_(metric),
         result_(result),
         first_row_(row),
-        rows_(std::min(kRowsPerTask, weight.rows() - row)),
+        rows_(std::min(rows, weight.rows() - row)),
         inputs_(weight.cols()),
         codes_(Mat::uninitialized(inputs_, rows_)),
         gradient_(Mat::uninitialized(inputs_, rows_)),
@@ -232,11 +233,13 @@ class RefineRows {
 }  // namespace
 
 void refine(const RunContext& ctx, ConstView weight, const Metric& metric, int sweeps,
-            format::QuantizedMatrix& result) {
-  if (result.spec.block) return refine_blocks(ctx, weight, metric, sweeps, result);
+            format::QuantizedMatrix& result, int64_t rows_per_task) {
+  if (result.spec.block) {
+    return refine_blocks(ctx, weight, metric, sweeps, result, rows_per_task);
+  }
   LPCD_CHECK(weight.cols() == metric.inputs() && weight.rows() == result.rows);
-  linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {
-    RefineRows(weight, metric, result, task * kRowsPerTask).run(sweeps);
+  linalg::parallel_for(ctx, ceil_div(weight.rows(), rows_per_task), [&](int64_t task) {
+    RefineRows(weight, metric, result, task * rows_per_task, rows_per_task).run(sweeps);
   });
 }
 

@@ -72,13 +72,13 @@ constexpr int64_t kChunk = 64;
 class RefineBlockRows {
  public:
   RefineBlockRows(ConstView weight, const Metric& metric, format::QuantizedMatrix& result,
-                  int64_t row)
+                  int64_t row, int64_t rows)
       : metric_(metric),
         result_(result),
         type_(result.spec.block.value()),
         grid_(ggml_grid(type_)),
         first_row_(row),
-        rows_(std::min(kRowsPerTask, weight.rows() - row)),
+        rows_(std::min(rows, weight.rows() - row)),
         inputs_(weight.cols()),
         codes_(Mat::uninitialized(inputs_, rows_)),
         gradient_(Mat::uninitialized(inputs_, rows_)),
@@ -354,10 +354,10 @@ class RefineBlockRows {
 }  // namespace
 
 void refine_blocks(const RunContext& ctx, ConstView weight, const Metric& metric, int sweeps,
-                   format::QuantizedMatrix& result) {
+                   format::QuantizedMatrix& result, int64_t rows_per_task) {
   LPCD_CHECK(weight.cols() == metric.inputs() && weight.rows() == result.rows);
-  linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {
-    RefineBlockRows(weight, metric, result, task * kRowsPerTask).run(sweeps);
+  linalg::parallel_for(ctx, ceil_div(weight.rows(), rows_per_task), [&](int64_t task) {
+    RefineBlockRows(weight, metric, result, task * rows_per_task, rows_per_task).run(sweeps);
   });
 }
 

@@ -7,9 +7,9 @@
 
 namespace lpcd::solve {
 
-RowBlock::RowBlock(ConstView weight, int64_t first_row)
+RowBlock::RowBlock(ConstView weight, int64_t first_row, int64_t rows)
     : first_row_(first_row),
-      work_(Mat::uninitialized(weight.cols(), std::min(kRowsPerTask, weight.rows() - first_row))),
+      work_(Mat::uninitialized(weight.cols(), std::min(rows, weight.rows() - first_row))),
       codes_(Mat::uninitialized(work_.rows(), work_.cols())) {
   for (int64_t r = 0; r < count(); ++r) {
     const float* row = weight.row(first_row + r);

@@ -8,14 +8,11 @@
 
 namespace lpcd::solve {
 
-/// Rows that one task projects: enough to fill vectors, few enough that 64 * K floats stay in L2.
-constexpr int64_t kRowsPerTask = 64;
-
-/// Up to 64 rows of a weight matrix, transposed: a column of the matrix is contiguous, so that the
+/// Some rows of a weight matrix, transposed: a column of the matrix is contiguous, so that the
 /// column by column algorithms work on whole vectors of rows.
 class RowBlock {
  public:
-  RowBlock(ConstView weight, int64_t first_row);
+  RowBlock(ConstView weight, int64_t first_row, int64_t rows);
 
   [[nodiscard]] int64_t count() const { return work_.cols(); }
   [[nodiscard]] std::span<float> column(int64_t k) {

@@ -17,9 +17,9 @@ format::QuantizedMatrix round_blocks(const RunContext& ctx, ConstView weight, co
   for (int64_t k = 0; metric != nullptr && k < weight.cols(); ++k) {
     weights.push_back(metric->h(k, k) + metric->damping(k));
   }
-  linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {
-    const int64_t first = task * kRowsPerTask;
-    const int64_t count = std::min(kRowsPerTask, weight.rows() - first);
+  linalg::parallel_for(ctx, ceil_div(weight.rows(), options.rows_per_task), [&](int64_t task) {
+    const int64_t first = task * options.rows_per_task;
+    const int64_t count = std::min(options.rows_per_task, weight.rows() - first);
     const size_t stride = result.block_row_bytes();
     format::quantize_rows(weight.rows_range(first, count), weights, type, {},
                           {result.blocks.data() + static_cast<size_t>(first) * stride,
@@ -33,8 +33,8 @@ format::QuantizedMatrix round_rows(const RunContext& ctx, ConstView weight, cons
   if (options.grid.block) return round_blocks(ctx, weight, metric, options);
   format::QuantizedMatrix result(options.grid, weight.rows(), weight.cols());
   const int64_t length = options.grid.group_length(weight.cols());
-  linalg::parallel_for(ctx, ceil_div(weight.rows(), kRowsPerTask), [&](int64_t task) {
-    RowBlock rows(weight, task * kRowsPerTask);
+  linalg::parallel_for(ctx, ceil_div(weight.rows(), options.rows_per_task), [&](int64_t task) {
+    RowBlock rows(weight, task * options.rows_per_task, options.rows_per_task);
     format::GroupParameters parameters;
     std::vector<float> decoded(static_cast<size_t>(rows.count()));
     for (int64_t g = 0; g < result.groups(); ++g) {

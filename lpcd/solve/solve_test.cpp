@@ -9,6 +9,7 @@
 
 #include "lpcd/base/error.h"
 #include "lpcd/linalg/blas.h"
+#include "lpcd/solve/output_feedback.h"
 #include "lpcd/solve/projector.h"
 #include "lpcd/tensor/half.h"
 
@@ -148,6 +149,116 @@ TEST(Gptq, MatchesEliminationWrittenOut) {
         std::inner_product(got.begin(), got.end(), expected.begin(), 0, std::plus<>(),
                            [](uint8_t a, uint8_t b) { return a != b ? 1 : 0; });
     EXPECT_EQ(differing, 0) << "group " << group;  // no tie in this data
+  }
+}
+
+// Two-sided feedback is GPTQ on all weights as one row, in the Kronecker product of both metrics.
+TEST(OutputFeedback, IsGptqInTheKroneckerProduct) {
+  const int64_t d = 6;
+  const int64_t inputs = 16;
+  const ProjectOptions options = options_for(3, inputs);
+  Mat a = correlated_moment(d, 31);
+  std::vector<float> scale;  // so that channels are visited as they are
+  for (int64_t i = 0; i < d; ++i) {
+    scale.push_back(static_cast<float>(d - i) / std::sqrt(a(i, i)));
+  }
+  for (int64_t i = 0; i < a.size(); ++i) {
+    a.data()[i] *= scale[static_cast<size_t>(i / d)] * scale[static_cast<size_t>(i % d)];
+  }
+  const Mat h = correlated_moment(inputs, 32);
+  const Metric metric = metric_of(h);
+  const OutputMetric outputs = make_output_metric(with_threads(1), a, {.fraction = 0.05});
+  ASSERT_TRUE(std::ranges::is_sorted(outputs.heads.at(0).order));
+  Metric both{.h = Mat(d * inputs, d * inputs)};
+  both.added.resize(static_cast<size_t>(d * inputs), 0.0F);
+  for (int64_t r = 0; r < d * inputs; ++r) {
+    for (int64_t c = 0; c < d * inputs; ++c) {
+      const int64_t i = r / inputs;
+      const int64_t j = c / inputs;
+      const float a_ij = a(i, j) + (i == j ? outputs.heads[0].factor.added[0] : 0.0F);
+      const int64_t k = r % inputs;
+      both.h(r, c) = a_ij * (h(k, c % inputs) + (k == c % inputs ? metric.damping(k) : 0.0F));
+    }
+  }
+  const Mat w = random_mat(d, inputs, 33);
+  Mat row(1, d * inputs);
+  std::copy_n(w.data(), w.size(), row.data());
+  const auto got = project_with_output_feedback(with_threads(2), w, outputs, [&](ConstView rows) {
+    return project_gptq(with_threads(2), rows, metric, options);
+  });
+  EXPECT_EQ(got.codes, gptq_by_elimination(row, both, options));
+}
+
+// tr(A E H E^T), head by head.
+double coupled_loss(const Mat& w, const format::QuantizedMatrix& q, const Mat& blocks,
+                    const Mat& h) {
+  Mat e = q.decode();
+  for (int64_t i = 0; i < e.size(); ++i) e.data()[i] -= w.data()[i];
+  Mat eh(e.rows(), e.cols());
+  linalg::gemm_nn(1.0F, e, h, 0.0F, eh);
+  const int64_t d = blocks.cols();
+  double sum = 0;
+  for (int64_t i = 0; i < e.rows(); ++i) {
+    for (int64_t j = i / d * d; j < i / d * d + d; ++j) {
+      double product = 0;
+      for (int64_t k = 0; k < e.cols(); ++k) {
+        product += static_cast<double>(eh(i, k)) * static_cast<double>(e(j, k));
+      }
+      sum += static_cast<double>(blocks(i, j % d)) * product;
+    }
+  }
+  return sum;
+}
+
+TEST(OutputFeedback, LowersTheLossOfCoupledOutputsAndDoesNotDependOnThreads) {
+  const int64_t d = 40;  // does not divide into steps evenly
+  const int64_t heads = 3;
+  const Mat h = correlated_moment(64, 41);
+  const Metric metric = metric_of(h);
+  const Mat w = random_mat(heads * d, 64, 42);
+  Mat blocks(heads * d, d);
+  for (int64_t head = 0; head < heads; ++head) {
+    const Mat a = correlated_moment(d, 50 + 2 * static_cast<uint64_t>(head));
+    copy(a, blocks.view().rows_range(head * d, d));
+  }
+  const OutputMetric outputs = make_output_metric(with_threads(2), blocks, {.fraction = 0.05});
+  const auto project = [&](int threads, const ProjectOptions& options) {
+    return project_with_output_feedback(with_threads(threads), w, outputs, [&](ConstView rows) {
+      return project_gptq(with_threads(threads), rows, metric, options);
+    });
+  };
+  std::vector<ProjectOptions> grids = {options_for(2, 32), options_for(3, 16, false),
+                                       options_for(4, -1)};
+  grids.push_back(options_for(4, 32));
+  grids.back().grid = format::GridSpec::of_block(DType::kQ4_0);
+  for (ProjectOptions& options : grids) {
+    options.rows_per_task = 16;
+    const auto fed_back = project(1, options);
+    const auto plain = project_gptq(with_threads(1), w, metric, options);
+    EXPECT_LT(coupled_loss(w, fed_back, blocks, h), 0.8 * coupled_loss(w, plain, blocks, h));
+    const auto again = project(3, options);
+    EXPECT_EQ(again.codes, fed_back.codes);
+    EXPECT_EQ(again.blocks, fed_back.blocks);
+  }
+}
+
+// Nothing to pass on: every row is projected as it is, whatever the order.
+TEST(OutputFeedback, WithIndependentOutputsIsPlainProjection) {
+  const Mat h = correlated_moment(48, 61);
+  const Metric metric = metric_of(h);
+  const Mat w = random_mat(36, 48, 62);
+  Mat blocks(36, 12);
+  for (int64_t i = 0; i < 36; ++i) blocks(i, i % 12) = 1.0F + static_cast<float>(i % 5);
+  const OutputMetric outputs = make_output_metric(with_threads(1), blocks, {.fraction = 0.01});
+  const ProjectOptions options = options_for(3, 16);
+  const auto got = project_with_output_feedback(with_threads(1), w, outputs, [&](ConstView rows) {
+    return project_gptq(with_threads(1), rows, metric, options);
+  });
+  const auto expected = project_gptq(with_threads(1), w, metric, options);
+  EXPECT_EQ(got.codes, expected.codes);
+  EXPECT_EQ(got.zeros, expected.zeros);
+  for (int64_t i = 0; i < got.scales.size(); ++i) {
+    EXPECT_EQ(got.scales.data()[i], expected.scales.data()[i]);
   }
 }
 

@@ -45,9 +45,11 @@ struct Factors {
   /// Second moment of the layer's inputs with the weight that the submodule gives them,
   /// (2/T) sum w_t x_t x_t^T, sum w_t = T.  [K, K]: a metric to project in.
   Mat input;
-  /// How much an output of the layer matters: A^T A is about `output` (x) `input`.
-  /// [N, N], or [1, N] if it is diagonal.
+  /// How errors of the layer's outputs add up: A^T A is about `output` (x) `input`.
+  /// [1, N] if it is diagonal, or [N, d]: the blocks [d, d] on the diagonal, one per head.
   Mat output;
+
+  [[nodiscard]] bool diagonal_output() const { return output.rows() == 1; }
 };
 
 /// Several layers whose joint output LPCD keeps close to the original's (arXiv 2512.01546), seen as

@@ -74,19 +74,30 @@ class QueryKey final : public Coupled {
   }
 
   Factors start_factors(Role role) const override {
-    return {.input = Mat(config_.hidden, config_.hidden), .output = Mat(1, width(role))};
+    return {.input = Mat(config_.hidden, config_.hidden),
+            .output = Mat(width(role), config_.head_dim)};
   }
 
-  void finish_factors(const RunContext& ctx, const BlockWeights& /*w*/, Role /*role*/,
-                      int64_t tokens, Factors& sums) const override {
-    // The token weights sum up to half of d times the sum of the outputs' energies; only their
-    // proportions matter for a metric.
+  void finish_factors(const RunContext& ctx, const BlockWeights& w, Role role, int64_t tokens,
+                      Factors& sums) const override {
+    // The token weights sum up to the trace of the outputs' blocks; only their proportions matter
+    // for a metric.
+    const int64_t d = config_.head_dim;
     double total = 0;
-    for (int64_t i = 0; i < sums.output.size(); ++i) total += sums.output.data()[i];
-    total *= static_cast<double>(config_.head_dim) / 2;
+    for (int64_t i = 0; i < sums.output.rows(); ++i) {
+      total += static_cast<double>(sums.output(i, i % d));
+    }
     linalg::mirror_lower(ctx, static_cast<float>(2.0 / std::max(total, 1e-30)), sums.input);
-    for (int64_t i = 0; i < sums.output.size(); ++i) {
-      sums.output.data()[i] /= static_cast<float>(tokens);
+    const std::span<const float> norm =
+        config_.qk_norm ? norm_weight(w, role) : std::span<const float>();
+    const float scale = 1.0F / (static_cast<float>(tokens) * static_cast<float>(d));
+    for (int64_t i = 0; i < sums.output.rows(); ++i) {
+      for (int64_t j = 0; j < d; ++j) {
+        float& element = sums.output(i, j);
+        element *= scale;
+        if (!norm.empty())
+          element *= norm[static_cast<size_t>(i % d)] * norm[static_cast<size_t>(j)];
+      }
     }
   }
 
@@ -170,47 +181,90 @@ class QueryKey final : public Coupled {
     }
   }
 
-  // A change of q_i is seen by the keys 0 .. i, one of k_j by the queries j .. L - 1. Rotation
-  // mixes the two channels of a pair, and over many distances evenly. now.a is used up.
+  // A change of q_i is seen by the keys 0 .. i, one of k_j by the queries j .. L - 1, all of them
+  // turned back to the token's own position. Sums over tokens and what they see:
+  //   output   of the outer products, head by head
+  //   input    of a a^T times the energy of what the token sees
+  // Norms of the heads are left out. now.a is used up.
   void add_factors(const RunContext& ctx, Role role, Pair& now, Factors& sums) const {
     const int64_t d = config_.head_dim;
-    const int64_t half = d / 2;
     const int64_t length = forward_.tiling().seq_len;
-    const int64_t group = config_.heads / config_.kv_heads;
-    const Mat& other = role == Role::kQ ? now.k : now.q;
-    std::vector<float> weights(static_cast<size_t>(now.a.rows()));
-    const int64_t sequences = now.a.rows() / length;
-    // Energies of the pairs of channels, summed over what a token sees.
-    std::vector<Mat> per_sequence(static_cast<size_t>(sequences));
-    linalg::parallel_for(ctx, sequences, [&](int64_t sequence) {
-      Mat output(1, width(role));
-      std::vector<double> seen(static_cast<size_t>(config_.heads * half));
+    const int64_t kv_heads = config_.kv_heads;
+    const int64_t group = config_.heads / kv_heads;
+    Mat other = role == Role::kQ ? now.k.clone() : now.q.clone();
+    over_sequences(ctx, other, [&](FloatView rows, int64_t /*r0*/) {
+      nn::apply_rope_transpose(forward_.rope(), 0, d, rows);
+    });
+    const int64_t tasks = other.rows() / length * kv_heads;
+    std::vector<Mat> outputs(static_cast<size_t>(tasks));
+    Mat energies(tasks, length);  // what each token sees of a key head or of its queries
+    linalg::parallel_for(ctx, tasks, [&](int64_t task) {
+      const int64_t first = task / kv_heads * length;
+      const int64_t heads = role == Role::kQ ? 1 : group;
+      const int64_t column = task % kv_heads * heads * d;
+      Mat seen(d, d);
+      Mat sum(d, d);
+      double energy = 0;
       for (int64_t step = 0; step < length; ++step) {
         const int64_t position = role == Role::kQ ? step : length - 1 - step;
-        const float* x = other.row(sequence * length + position);
-        double sum = 0;
-        for (int64_t h = 0; h < config_.heads; ++h) {
-          const float* head = x + (role == Role::kQ ? h / group : h) * d;
-          const int64_t to = (role == Role::kQ ? h : h / group) * d;
-          for (int64_t i = 0; i < half; ++i) {
-            double& energy = seen[static_cast<size_t>(h * half + i)];
-            energy +=
-                0.5 * (static_cast<double>(head[i]) * static_cast<double>(head[i]) +
-                       static_cast<double>(head[i + half]) * static_cast<double>(head[i + half]));
-            sum += energy;
-            output(0, to + i) += static_cast<float>(energy / static_cast<double>(d));
-            output(0, to + i + half) += static_cast<float>(energy / static_cast<double>(d));
+        turn_by_one(role == Role::kK, seen);
+        for (int64_t h = 0; h < heads; ++h) {
+          const float* x = other.row(first + position) + column + h * d;
+          for (int64_t i = 0; i < d; ++i) {
+            float* row = seen.row(i);
+            for (int64_t j = 0; j < d; ++j) row[j] += x[i] * x[j];
+            energy += static_cast<double>(x[i]) * static_cast<double>(x[i]);
           }
         }
-        weights[static_cast<size_t>(sequence * length + position)] = static_cast<float>(sum);
+        for (int64_t i = 0; i < sum.size(); ++i) sum.data()[i] += seen.data()[i];
+        energies(task, position) = static_cast<float>(energy);
       }
-      per_sequence[static_cast<size_t>(sequence)] = std::move(output);
+      outputs[static_cast<size_t>(task)] = std::move(sum);
     });
-    for (const Mat& output : per_sequence) {
-      for (int64_t i = 0; i < output.size(); ++i) sums.output.data()[i] += output.data()[i];
+    std::vector<float> weights(static_cast<size_t>(now.a.rows()));
+    const int64_t shared_by = role == Role::kQ ? group : 1;  // heads that see the same
+    for (int64_t task = 0; task < tasks; ++task) {
+      const int64_t kv = task % kv_heads;
+      const Mat& output = outputs[static_cast<size_t>(task)];
+      for (int64_t h = kv * shared_by; h < (kv + 1) * shared_by; ++h) {
+        float* to = sums.output.row(h * d);
+        for (int64_t i = 0; i < output.size(); ++i) to[i] += output.data()[i];
+      }
+      for (int64_t t = 0; t < length; ++t) {
+        weights[static_cast<size_t>(task / kv_heads * length + t)] +=
+            static_cast<float>(shared_by) * energies(task, t);
+      }
     }
     scale_rows(ctx, weights, now.a);
     linalg::add_gram(ctx, now.a, forward_.tiling().slab_rows, sums.input);
+  }
+
+  // N <- R N R^T with R the rotation by one position, forwards or back.
+  void turn_by_one(bool forwards, FloatView n) const {
+    const int64_t half = n.rows() / 2;
+    const float* cos = forward_.rope().cos.row(1);
+    const float* sin = forward_.rope().sin.row(1);
+    const float sign = forwards ? -1.0F : 1.0F;
+    for (int64_t r = 0; r < n.rows(); ++r) {
+      float* a = n.row(r);
+      float* b = a + half;
+      for (int64_t i = 0; i < half; ++i) {
+        const float s = sign * sin[i];
+        const float x = a[i] * cos[i] + b[i] * s;
+        b[i] = b[i] * cos[i] - a[i] * s;
+        a[i] = x;
+      }
+    }
+    for (int64_t i = 0; i < half; ++i) {
+      float* a = n.row(i);
+      float* b = n.row(i + half);
+      const float s = sign * sin[i];
+      for (int64_t j = 0; j < n.cols(); ++j) {
+        const float x = a[j] * cos[i] + b[j] * s;
+        b[j] = b[j] * cos[i] - a[j] * s;
+        a[j] = x;
+      }
+    }
   }
 
   // sum += (derivative of placing)^T dx, times a.

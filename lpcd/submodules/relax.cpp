@@ -22,10 +22,13 @@ void add_scaled(double a, const Mat& x, Mat& y) {
   for (int64_t i = 0; i < y.size(); ++i) y.data()[i] += f * x.data()[i];
 }
 
+// Of a square matrix, of blocks on a diagonal one below the other, or of a diagonal as a row.
 double mean_diagonal(ConstView m) {
   double sum = 0;
-  const int64_t n = m.cols();
-  for (int64_t k = 0; k < n; ++k) sum += static_cast<double>(m.rows() == 1 ? m(0, k) : m(k, k));
+  const int64_t n = std::max(m.rows(), m.cols());
+  for (int64_t k = 0; k < n; ++k) {
+    sum += static_cast<double>(m.rows() == 1 ? m(0, k) : m(k, k % m.cols()));
+  }
   return sum / static_cast<double>(n);
 }
 
@@ -42,8 +45,12 @@ class Preconditioner {
  public:
   Preconditioner(const RunContext& ctx, const Factors& factors, const linalg::Damping& ridge)
       : ctx_(ctx), input_(linalg::factor_damped_inverse(ctx, factors.input, ridge)) {
-    if (factors.output.rows() > 1) {
-      output_ = linalg::factor_damped_inverse(ctx, factors.output, ridge);
+    if (!factors.diagonal_output()) {
+      const int64_t d = factors.output.cols();
+      for (int64_t first = 0; first < factors.output.rows(); first += d) {
+        heads_.push_back(
+            linalg::factor_damped_inverse(ctx, factors.output.view().rows_range(first, d), ridge));
+      }
       return;
     }
     const double damping = std::max(ridge.fraction * mean_diagonal(factors.output), 1e-30);
@@ -64,15 +71,20 @@ class Preconditioner {
       }
       return out;
     }
-    Mat turned = transposed(out);
-    linalg::solve_right(ctx_, output_, turned);
-    return transposed(turned);
+    const int64_t d = out.rows() / static_cast<int64_t>(heads_.size());
+    for (size_t head = 0; head < heads_.size(); ++head) {
+      const FloatView rows = out.view().rows_range(static_cast<int64_t>(head) * d, d);
+      Mat turned = transposed(rows);
+      linalg::solve_right(ctx_, heads_[head], turned);
+      copy(transposed(turned), rows);
+    }
+    return out;
   }
 
  private:
   const RunContext& ctx_;
   linalg::InverseFactor input_;
-  linalg::InverseFactor output_;
+  std::vector<linalg::InverseFactor> heads_;
   std::vector<float> inverse_diagonal_;
 };
 

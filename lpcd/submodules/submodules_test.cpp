@@ -208,6 +208,56 @@ TEST(Coupled, OperatorsAndAdjointsBelongTogether) {
   }
 }
 
+// With one and the same input at every token |A D|^2 falls apart into what the input and what the
+// outputs add: for D = v c^T it is T (c . a)^2 v^T output v, exactly.
+TEST(Factors, OutputsOfAttentionLogitsAddUpAsTheOperatorHasThem) {
+  const RunContext ctx = with_threads(2);
+  const ModelConfig c = small_config(false);
+  const BlockForward forward(c, kLength);
+  const BlockWeights original = random_block(c, 100);
+  const BlockWeights w = random_block(c, 200);
+  FixedSource source(kLength, 6, 0, c.hidden, 300, 2 * kLength);
+  for (int64_t t = 0; t < source.x_q.rows(); ++t) {
+    std::copy_n(source.x_q.row(0), c.hidden, source.x_q.row(t));
+  }
+  Mat a = Mat::uninitialized(1, c.hidden);
+  forward.attention_norm(ctx, w, source.x_q.view().rows_range(0, 1), a);
+  const auto coupled = make_query_key(forward, original);
+  for (const Role role : {Role::kQ, Role::kK}) {
+    SCOPED_TRACE(arch::role_name(role));
+    Factors factors = coupled->start_factors(role);
+    Mat gradient(w[role].rows(), w[role].cols());
+    source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+      (void)coupled->descent(ctx, chunk, w, role, gradient, &factors);
+    });
+    const int64_t tokens = source.tokens(Part::kSolve);
+    coupled->finish_factors(ctx, w, role, tokens, factors);
+    ASSERT_EQ(factors.output.cols(), c.head_dim);
+    for (int64_t head = 0; head < factors.output.rows() / c.head_dim; ++head) {
+      const Mat v = random_mat(1, c.head_dim, 11 + static_cast<uint64_t>(head));
+      const Mat direction = random_mat(1, c.hidden, 12);
+      Mat d(w[role].rows(), w[role].cols());
+      double expected = 0;
+      for (int64_t i = 0; i < c.head_dim; ++i) {
+        const int64_t row = head * c.head_dim + i;
+        for (int64_t k = 0; k < c.hidden; ++k) d(row, k) = v(0, i) * direction(0, k);
+        for (int64_t j = 0; j < c.head_dim; ++j) {
+          expected += static_cast<double>(v(0, i)) * static_cast<double>(factors.output(row, j)) *
+                      static_cast<double>(v(0, j));
+        }
+      }
+      const double along = inner_product(direction, a);
+      expected *= static_cast<double>(tokens) * along * along;
+      double energy = 0;
+      source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+        Mat product(d.rows(), d.cols());
+        energy += coupled->curvature(ctx, chunk, w, role, d, product);
+      });
+      EXPECT_NEAR(energy, expected, 1e-3 * expected);
+    }
+  }
+}
+
 // At least 98 % of a known change of one layer are found again from the outputs it gave.
 TEST(Relax, RecoversKnownWeightsFromExactData) {
   const RunContext ctx = with_threads(1);

@@ -62,8 +62,8 @@ class ValueOutput final : public Coupled {
   }
 
   Factors start_factors(Role /*role*/) const override {
-    const int64_t n = config_.kv_heads * config_.head_dim;
-    return {.input = Mat(config_.hidden, config_.hidden), .output = Mat(n, n)};
+    return {.input = Mat(config_.hidden, config_.hidden),
+            .output = Mat(config_.kv_heads * config_.head_dim, config_.head_dim)};
   }
 
   void finish_factors(const RunContext& ctx, const BlockWeights& w, Role /*role*/, int64_t tokens,
@@ -80,8 +80,7 @@ class ValueOutput final : public Coupled {
     for (int64_t head = 0; head < config_.heads; ++head) {
       const int64_t at = head / group * d;
       const ConstView part = o.cols_range(head * d, d);
-      linalg::gemm_tn(1.0F, part, part, 1.0F,
-                      sums.output.view().rows_range(at, d).cols_range(at, d));
+      linalg::gemm_tn(1.0F, part, part, 1.0F, sums.output.view().rows_range(at, d));
     }
   }
 
