@@ -224,30 +224,6 @@ HWY_EXPORT(KlRow);
 
 namespace {
 
-constexpr int64_t kQueryTile = 64;
-
-// Softmax weights of queries [q0, q0 + rows) of a head over the keys they see, zeros behind.
-FloatView attention_weights(ConstView q, ConstView k, int64_t q0, int64_t rows,
-                            AttentionScratch& scratch) {
-  const int64_t offset = k.rows() - q.rows();
-  const int64_t seen = offset + q0 + rows;  // keys that the last query of the tile sees
-  if (scratch.scores.rows() < kQueryTile || scratch.scores.cols() < k.rows()) {
-    scratch.scores = Mat::uninitialized(kQueryTile, k.rows());
-  }
-  const float scale = 1.0F / std::sqrt(static_cast<float>(q.cols()));
-  const FloatView scores = scratch.scores.view().rows_range(0, rows).cols_range(0, seen);
-  linalg::gemm_nt(1.0F, q.rows_range(q0, rows), k.rows_range(0, seen), 0.0F, scores);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t visible = offset + q0 + r + 1;
-    float* row = scores.row(r);
-    const float max = HWY_DYNAMIC_DISPATCH(MaxOf)(row, visible);
-    const float sum = HWY_DYNAMIC_DISPATCH(ExpRow)(max, scale, visible, row);
-    HWY_DYNAMIC_DISPATCH(ScaleRow)(1.0F / sum, visible, row);
-    std::fill(row + visible, row + seen, 0.0F);
-  }
-  return scores;
-}
-
 // 1 / n^3 D and 1 / n of a row x, n = sqrt(mean(x^2) + eps).
 struct NormScales {
   float inverse;
@@ -445,6 +421,27 @@ void apply_rope_transpose(const RopeTable& table, int64_t first_position, int64_
   }
 }
 
+FloatView causal_attention_weights(ConstView q, ConstView k, int64_t q0, int64_t rows,
+                                   Mat& buffer) {
+  const int64_t offset = k.rows() - q.rows();
+  const int64_t seen = offset + q0 + rows;  // keys that the last query of the tile sees
+  if (buffer.rows() < std::min(kQueryTile, q.rows()) || buffer.cols() < k.rows()) {
+    buffer = Mat::uninitialized(std::min(kQueryTile, q.rows()), k.rows());
+  }
+  const float scale = 1.0F / std::sqrt(static_cast<float>(q.cols()));
+  const FloatView scores = buffer.view().rows_range(0, rows).cols_range(0, seen);
+  linalg::gemm_nt(1.0F, q.rows_range(q0, rows), k.rows_range(0, seen), 0.0F, scores);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t visible = offset + q0 + r + 1;
+    float* row = scores.row(r);
+    const float max = HWY_DYNAMIC_DISPATCH(MaxOf)(row, visible);
+    const float sum = HWY_DYNAMIC_DISPATCH(ExpRow)(max, scale, visible, row);
+    HWY_DYNAMIC_DISPATCH(ScaleRow)(1.0F / sum, visible, row);
+    std::fill(row + visible, row + seen, 0.0F);
+  }
+  return scores;
+}
+
 void causal_attention(ConstView q, ConstView k, ConstView v, FloatView out,
                       AttentionScratch& scratch) {
   const int64_t queries = q.rows();
@@ -452,7 +449,7 @@ void causal_attention(ConstView q, ConstView k, ConstView v, FloatView out,
              out.rows() == queries && out.cols() == v.cols());
   for (int64_t q0 = 0; q0 < queries; q0 += kQueryTile) {
     const int64_t rows = std::min(kQueryTile, queries - q0);
-    const FloatView weights = attention_weights(q, k, q0, rows, scratch);
+    const FloatView weights = causal_attention_weights(q, k, q0, rows, scratch.scores);
     linalg::gemm_nn(1.0F, weights, v.rows_range(0, weights.cols()), 0.0F, out.rows_range(q0, rows));
   }
 }
@@ -463,18 +460,19 @@ void causal_attention_transpose(ConstView q, ConstView k, ConstView dout, FloatV
              dv.rows() == k.rows() && dv.cols() == dout.cols());
   for (int64_t q0 = 0; q0 < q.rows(); q0 += kQueryTile) {
     const int64_t rows = std::min(kQueryTile, q.rows() - q0);
-    const FloatView weights = attention_weights(q, k, q0, rows, scratch);
+    const FloatView weights = causal_attention_weights(q, k, q0, rows, scratch.scores);
     linalg::gemm_tn(1.0F, weights, dout.rows_range(q0, rows), 1.0F,
                     dv.rows_range(0, weights.cols()));
   }
 }
 
 double attention_logits(Mask mask, ConstView q1, ConstView k1, ConstView q0, ConstView k0,
-                        ConstView keys, FloatView dq, ConstView queries, FloatView dk,
-                        AttentionScratch& scratch) {
+                        ConstView keys, FloatView dq, ConstView queries, FloatView dk, ConstView qp,
+                        ConstView kp, AttentionScratch& scratch) {
   const int64_t length = q1.rows();
   LPCD_CHECK(k1.rows() == length && q0.empty() == k0.empty() && keys.empty() == dq.empty() &&
-             queries.empty() == dk.empty());
+             queries.empty() == dk.empty() && qp.empty() == kp.empty() &&
+             (qp.empty() || mask == Mask::kCausal));
   if (scratch.scores.rows() < kQueryTile || scratch.scores.cols() < length) {
     scratch.scores = Mat::uninitialized(kQueryTile, length);
   }
@@ -493,7 +491,25 @@ double attention_logits(Mask mask, ConstView q1, ConstView k1, ConstView q0, Con
       HWY_DYNAMIC_DISPATCH(ScaleRow)(scale, visible, e.row(r));
       std::fill(e.row(r) + visible, e.row(r) + seen, 0.0F);
     }
-    energy += squared_norm(e);
+    if (qp.empty()) {
+      energy += squared_norm(e);
+    } else {
+      const FloatView p = causal_attention_weights(qp, kp, first, rows, scratch.weights);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t visible = first + r + 1;
+        const float* weight = p.row(r);
+        float* row = e.row(r);
+        float mean = 0;
+        for (int64_t s = 0; s < visible; ++s) mean += weight[s] * row[s];
+        double sum = 0;
+        for (int64_t s = 0; s < visible; ++s) {
+          const float centred = row[s] - mean;
+          row[s] = weight[s] * centred;
+          sum += static_cast<double>(row[s] * centred);
+        }
+        energy += sum;
+      }
+    }
     if (!dq.empty()) {
       linalg::gemm_nn(scale, e, keys.rows_range(0, seen), 1.0F, dq.rows_range(first, rows));
     }

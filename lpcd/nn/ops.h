@@ -99,7 +99,17 @@ void rms_norm_derivative_transpose(ConstView x, std::span<const float> weight, f
 /// Scratch of causal_attention, reused from call to call.
 struct AttentionScratch {
   Mat scores;
+  Mat weights;
 };
+
+/// Queries whose scores are computed at a time.
+constexpr int64_t kQueryTile = 64;
+
+/// Softmax weights of the queries q0 .. q0 + rows - 1 over the keys that they see, zeros behind.
+///
+/// Shapes    q [Lq, d], k [Lk, d] with Lk >= Lq; the result [rows, Lk - Lq + q0 + rows] lies in
+///           `buffer`.
+FloatView causal_attention_weights(ConstView q, ConstView k, int64_t q0, int64_t rows, Mat& buffer);
 
 /// Causal softmax attention of one head of one sequence: out = softmax(q k^T / sqrt(d)) v.
 ///
@@ -126,11 +136,15 @@ enum class Mask {
 /// Shapes    q1, k1 [L, d]; q0, k0 the same, or empty for 0. With keys given, dq += E keys /
 ///           sqrt(d); with queries given, dk += E^T queries / sqrt(d).
 /// Numerics  E is exactly 0 where both pairs are the same.
-/// Memory    64 * L floats in `scratch`.
+/// Memory    64 * L floats in `scratch`, twice that with weights.
 /// Returns |E|^2.
+///
+/// With `qp`, `kp` given, logits count as the softmax sees them: with p = softmax(qp kp^T /
+/// sqrt(d)) row e of E adds e^T G e, G = diag(p) - p p^T, twice the divergence of the attention
+/// weights to second order; E stands for its rows times G in dq and dk.
 double attention_logits(Mask mask, ConstView q1, ConstView k1, ConstView q0, ConstView k0,
-                        ConstView keys, FloatView dq, ConstView queries, FloatView dk,
-                        AttentionScratch& scratch);
+                        ConstView keys, FloatView dq, ConstView queries, FloatView dk, ConstView qp,
+                        ConstView kp, AttentionScratch& scratch);
 
 /// x <- exp((x - max x) * scale); returns the sum of the result. The weights of a softmax.
 double exp_weights(std::span<float> x, float scale);

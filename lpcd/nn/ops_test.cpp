@@ -116,6 +116,41 @@ TEST(Attention, MatchesTheDefinitionOverTileBorders) {
   }
 }
 
+// With weights, a small error counts twice the divergence of the attention weights, and what
+// shifts all logits of a query alike counts nothing.
+TEST(AttentionLogits, WithWeightsCountAsTheSoftmaxSeesThem) {
+  constexpr int64_t kLength = 70;
+  constexpr int64_t kDim = 8;
+  const Mat q = random_mat(kLength, kDim, 11);
+  const Mat k = random_mat(kLength, kDim, 12);
+  Mat other = k.clone();
+  const Mat noise = random_mat(kLength, kDim, 13);
+  for (int64_t i = 0; i < other.size(); ++i) other.data()[i] += 0.01F * noise.data()[i];
+  AttentionScratch scratch;
+  const auto energy = [&](ConstView to) {
+    return attention_logits(Mask::kCausal, q, k, q, to, {}, {}, {}, {}, q, k, scratch);
+  };
+  double divergence = 0;
+  for (int64_t t = 0; t < kLength; ++t) {
+    Mat buffer;
+    const FloatView p = causal_attention_weights(q, k, t, 1, buffer);
+    Mat other_buffer;
+    const FloatView p_other = causal_attention_weights(q, other, t, 1, other_buffer);
+    for (int64_t s = 0; s <= t; ++s) {
+      divergence += double{p(0, s)} * std::log(double{p(0, s)} / double{p_other(0, s)});
+    }
+  }
+  EXPECT_NEAR(energy(other), 2 * divergence, 0.02 * divergence);
+
+  const double plain =
+      attention_logits(Mask::kCausal, q, k, q, other, {}, {}, {}, {}, {}, {}, scratch);
+  other = k.clone();
+  for (int64_t s = 0; s < kLength; ++s) {
+    for (int64_t c = 0; c < kDim; ++c) other(s, c) += 0.1F * noise(0, c);
+  }
+  EXPECT_LT(energy(other), 1e-6 * plain);
+}
+
 TEST(Softmax, LogSumArgmaxAndDivergence) {
   const Mat a = random_mat(2, 5003, 9);
   const Mat b = random_mat(2, 5003, 10);

@@ -7,10 +7,17 @@
 #include "lpcd/submodules/coupled.h"
 #include "lpcd/submodules/sums.h"
 
-// Query-Key: S holds the causal attention logits q_i . k_j / sqrt(d) of every head, with q and k
-// normed (where the model does so) and rotated. S is linear in Wq for fixed k and the other way
-// round; a norm of the heads is replaced by its derivative. Logits exist for 64 queries of one head
-// at a time.
+// Query-Key: S holds the causal attention logits l_ts = q_t . k_s / sqrt(d) of every head, with q
+// and k normed (where the model does so) and rotated, as the softmax sees them: with the original
+// model's attention weights p they are
+//
+//   sqrt(p_ts) (l_ts - sum over s' of p_ts' l_ts')
+//
+// so that |S_f - S|^2 is twice the divergence of the attention weights, to second order. (LPCD's
+// paper compares plain logits, and so does the reference package, future keys included. But a
+// softmax sees no shift that all keys share, and next to nothing of keys that get no attention.) S
+// is linear in Wq for fixed k and the other way round; a norm of the heads is replaced by its
+// derivative. Logits exist for 64 queries of one head at a time.
 
 namespace lpcd::submodules {
 namespace {
@@ -27,14 +34,14 @@ class QueryKey final : public Coupled {
                        const BlockWeights& w) const override {
     const Pair wanted = pair_of(ctx, chunk.x_f, original_);
     const Pair now = pair_of(ctx, chunk.x_q, w);
-    const double sum = logits(ctx, wanted.q, wanted.k, now.q, now.k, {}, {}, {}, {});
+    const double sum = logits(ctx, wanted, wanted.q, wanted.k, now.q, now.k, {}, {}, {}, {});
     return {.weighted = sum, .face_value = sum};
   }
 
   SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk,
                     const BlockWeights& /*w*/) const override {
     const Pair wanted = pair_of(ctx, chunk.x_f, original_);
-    const double sum = logits(ctx, wanted.q, wanted.k, {}, {}, {}, {}, {}, {});
+    const double sum = logits(ctx, wanted, wanted.q, wanted.k, {}, {}, {}, {}, {}, {});
     return {.weighted = sum, .face_value = sum};
   }
 
@@ -43,16 +50,17 @@ class QueryKey final : public Coupled {
     const Pair wanted = pair_of(ctx, chunk.x_f, original_);
     Pair now = pair_of(ctx, chunk.x_q, w);
     Mat dx(now.a.rows(), width(role));
-    const double error = role == Role::kQ
-                             ? logits(ctx, wanted.q, wanted.k, now.q, now.k, now.k, dx, {}, {})
-                             : logits(ctx, wanted.q, wanted.k, now.q, now.k, {}, {}, now.q, dx);
+    const double error =
+        role == Role::kQ ? logits(ctx, wanted, wanted.q, wanted.k, now.q, now.k, now.k, dx, {}, {})
+                         : logits(ctx, wanted, wanted.q, wanted.k, now.q, now.k, {}, {}, now.q, dx);
     adjoint(ctx, w, role, now, dx, descent);
-    if (factors != nullptr) add_factors(ctx, role, now, *factors);
+    if (factors != nullptr) add_factors(ctx, role, wanted, now, *factors);
     return error;
   }
 
   double curvature(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w,
                    Role role, ConstView d, FloatView product) const override {
+    const Pair wanted = weighted() ? pair_of(ctx, chunk.x_f, original_) : Pair();
     const Pair now = pair_of(ctx, chunk.x_q, w);
     Mat change = Mat::uninitialized(now.a.rows(), width(role));
     linalg::gemm_nt(ctx, 1.0F, now.a, d, 0.0F, change, forward_.tiling().row_tile);
@@ -67,8 +75,9 @@ class QueryKey final : public Coupled {
       nn::apply_rope(forward_.rope(), 0, config_.head_dim, rows);
     });
     Mat dx(now.a.rows(), width(role));
-    const double energy = role == Role::kQ ? logits(ctx, change, now.k, {}, {}, now.k, dx, {}, {})
-                                           : logits(ctx, now.q, change, {}, {}, {}, {}, now.q, dx);
+    const double energy = role == Role::kQ
+                              ? logits(ctx, wanted, change, now.k, {}, {}, now.k, dx, {}, {})
+                              : logits(ctx, wanted, now.q, change, {}, {}, {}, {}, now.q, dx);
     adjoint(ctx, w, role, now, dx, product);
     return energy;
   }
@@ -110,9 +119,9 @@ class QueryKey final : public Coupled {
 
   double flops(Role role) const override {
     const double pairs = 0.5 * static_cast<double>(forward_.tiling().seq_len + 1);
-    return 2 * forward_.projection_flops(role) + forward_.projection_flops(Role::kQ) +
-           forward_.projection_flops(Role::kK) +
-           4 * pairs * static_cast<double>(config_.heads * config_.head_dim);
+    return 2 * forward_.projection_flops(role) +
+           2 * (forward_.projection_flops(Role::kQ) + forward_.projection_flops(Role::kK)) +
+           8 * pairs * static_cast<double>(config_.heads * config_.head_dim);
   }
 
  private:
@@ -144,9 +153,13 @@ class QueryKey final : public Coupled {
     return p;
   }
 
+  // Logits count as the softmax sees them: those of the original model tell how.
+  [[nodiscard]] bool weighted() const { return mask_ == nn::Mask::kCausal; }
+
   // nn::attention_logits over all heads and sequences; sums in their order.
-  double logits(const RunContext& ctx, ConstView q1, ConstView k1, ConstView q0, ConstView k0,
-                ConstView keys, FloatView dq, ConstView queries, FloatView dk) const {
+  double logits(const RunContext& ctx, const Pair& weights, ConstView q1, ConstView k1,
+                ConstView q0, ConstView k0, ConstView keys, FloatView dq, ConstView queries,
+                FloatView dk) const {
     const int64_t d = config_.head_dim;
     const int64_t length = forward_.tiling().seq_len;
     std::vector<double> sums(static_cast<size_t>(q1.rows() / length * config_.kv_heads));
@@ -157,6 +170,8 @@ class QueryKey final : public Coupled {
       for (int64_t h = head.first_query; h < head.last_query; ++h) {
         sum += nn::attention_logits(mask_, of(q1, h), of(k1, head.kv), of(q0, h), of(k0, head.kv),
                                     of(keys, head.kv), of(dq, h), of(queries, h), of(dk, head.kv),
+                                    of(weighted() ? ConstView(weights.q) : ConstView(), h),
+                                    of(weighted() ? ConstView(weights.k) : ConstView(), head.kv),
                                     scratch);
       }
       sums[static_cast<size_t>(head.first_row / length * config_.kv_heads + head.kv)] = sum;
@@ -181,89 +196,152 @@ class QueryKey final : public Coupled {
     }
   }
 
-  // A change of q_i is seen by the keys 0 .. i, one of k_j by the queries j .. L - 1, all of them
-  // turned back to the token's own position. Sums over tokens and what they see:
-  //   output   of the outer products, head by head
-  //   input    of a a^T times the energy of what the token sees
-  // Norms of the heads are left out. now.a is used up.
-  void add_factors(const RunContext& ctx, Role role, Pair& now, Factors& sums) const {
+  // What the channels of a head are multiplied with, as the softmax sees it and turned back to the
+  // token's own position: with p the original's attention weights
+  //   q_t   sum over s of p_ts (k_s - mean k) (k_s - mean k)^T
+  //   k_s   sum over t of p_ts (1 - p_ts) q_t q_t^T
+  // Sums over tokens, of the matrices (for one token in `stride`): output, head by head; of a a^T
+  // times their traces: input. Norms of the heads are left out. now.a is used up.
+  void add_factors(const RunContext& ctx, Role role, const Pair& wanted, Pair& now,
+                   Factors& sums) const {
     const int64_t d = config_.head_dim;
     const int64_t length = forward_.tiling().seq_len;
     const int64_t kv_heads = config_.kv_heads;
     const int64_t group = config_.heads / kv_heads;
-    Mat other = role == Role::kQ ? now.k.clone() : now.q.clone();
-    over_sequences(ctx, other, [&](FloatView rows, int64_t /*r0*/) {
-      nn::apply_rope_transpose(forward_.rope(), 0, d, rows);
-    });
-    const int64_t tasks = other.rows() / length * kv_heads;
+    const int64_t tasks = now.a.rows() / length * kv_heads;
+    const int64_t width_per_task = (role == Role::kQ ? group : 1) * d;
     std::vector<Mat> outputs(static_cast<size_t>(tasks));
-    Mat energies(tasks, length);  // what each token sees of a key head or of its queries
+    Mat energies(tasks, length);
     linalg::parallel_for(ctx, tasks, [&](int64_t task) {
+      Mat output(width_per_task, d);
       const int64_t first = task / kv_heads * length;
-      const int64_t heads = role == Role::kQ ? 1 : group;
-      const int64_t column = task % kv_heads * heads * d;
-      Mat seen(d, d);
-      Mat sum(d, d);
-      double energy = 0;
-      for (int64_t step = 0; step < length; ++step) {
-        const int64_t position = role == Role::kQ ? step : length - 1 - step;
-        turn_by_one(role == Role::kK, seen);
-        for (int64_t h = 0; h < heads; ++h) {
-          const float* x = other.row(first + position) + column + h * d;
-          for (int64_t i = 0; i < d; ++i) {
-            float* row = seen.row(i);
-            for (int64_t j = 0; j < d; ++j) row[j] += x[i] * x[j];
-            energy += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-          }
+      const int64_t kv = task % kv_heads;
+      const auto head_of = [&](const Mat& x, int64_t h) {
+        return x.view().rows_range(first, length).cols_range(h * d, d);
+      };
+      for (int64_t g = 0; g < group; ++g) {
+        const int64_t h = kv * group + g;
+        const std::span<float> energy{energies.row(task), static_cast<size_t>(length)};
+        if (role == Role::kQ) {
+          add_seen_keys(head_of(wanted.q, h), head_of(wanted.k, kv), head_of(now.k, kv), energy,
+                        output.view().rows_range(g * d, d));
+        } else {
+          add_seeing_queries(head_of(wanted.q, h), head_of(wanted.k, kv), head_of(now.q, h), energy,
+                             output);
         }
-        for (int64_t i = 0; i < sum.size(); ++i) sum.data()[i] += seen.data()[i];
-        energies(task, position) = static_cast<float>(energy);
       }
-      outputs[static_cast<size_t>(task)] = std::move(sum);
+      outputs[static_cast<size_t>(task)] = std::move(output);
     });
     std::vector<float> weights(static_cast<size_t>(now.a.rows()));
-    const int64_t shared_by = role == Role::kQ ? group : 1;  // heads that see the same
     for (int64_t task = 0; task < tasks; ++task) {
-      const int64_t kv = task % kv_heads;
       const Mat& output = outputs[static_cast<size_t>(task)];
-      for (int64_t h = kv * shared_by; h < (kv + 1) * shared_by; ++h) {
-        float* to = sums.output.row(h * d);
-        for (int64_t i = 0; i < output.size(); ++i) to[i] += output.data()[i];
-      }
+      float* to = sums.output.row(task % kv_heads * width_per_task);
+      for (int64_t i = 0; i < output.size(); ++i) to[i] += output.data()[i];
       for (int64_t t = 0; t < length; ++t) {
-        weights[static_cast<size_t>(task / kv_heads * length + t)] +=
-            static_cast<float>(shared_by) * energies(task, t);
+        weights[static_cast<size_t>(task / kv_heads * length + t)] += energies(task, t);
       }
     }
     scale_rows(ctx, weights, now.a);
     linalg::add_gram(ctx, now.a, forward_.tiling().slab_rows, sums.input);
   }
 
-  // N <- R N R^T with R the rotation by one position, forwards or back.
-  void turn_by_one(bool forwards, FloatView n) const {
-    const int64_t half = n.rows() / 2;
-    const float* cos = forward_.rope().cos.row(1);
-    const float* sin = forward_.rope().sin.row(1);
-    const float sign = forwards ? -1.0F : 1.0F;
-    for (int64_t r = 0; r < n.rows(); ++r) {
+  [[nodiscard]] int64_t stride() const {
+    return std::max<int64_t>(1, forward_.tiling().seq_len / 64);
+  }
+
+  // sum += R^T N R with R the rotation of `position`.
+  void add_turned_back(int64_t position, Mat& n, FloatView sum) const {
+    const int64_t d = config_.head_dim;
+    const int64_t half = d / 2;
+    const float* cos = forward_.rope().cos.row(position);
+    const float* sin = forward_.rope().sin.row(position);
+    for (int64_t r = 0; r < d; ++r) {
       float* a = n.row(r);
       float* b = a + half;
       for (int64_t i = 0; i < half; ++i) {
-        const float s = sign * sin[i];
-        const float x = a[i] * cos[i] + b[i] * s;
-        b[i] = b[i] * cos[i] - a[i] * s;
+        const float x = a[i] * cos[i] + b[i] * sin[i];
+        b[i] = b[i] * cos[i] - a[i] * sin[i];
         a[i] = x;
       }
     }
     for (int64_t i = 0; i < half; ++i) {
-      float* a = n.row(i);
-      float* b = n.row(i + half);
-      const float s = sign * sin[i];
-      for (int64_t j = 0; j < n.cols(); ++j) {
-        const float x = a[j] * cos[i] + b[j] * s;
-        b[j] = b[j] * cos[i] - a[j] * s;
-        a[j] = x;
+      const float* a = n.row(i);
+      const float* b = n.row(i + half);
+      for (int64_t j = 0; j < d; ++j) {
+        sum(i, j) += a[j] * cos[i] + b[j] * sin[i];
+        sum(i + half, j) += b[j] * cos[i] - a[j] * sin[i];
       }
+    }
+  }
+
+  void add_seen_keys(ConstView q_f, ConstView k_f, ConstView k, std::span<float> energy,
+                     FloatView output) const {
+    const int64_t d = config_.head_dim;
+    const int64_t length = q_f.rows();
+    const auto scale = static_cast<float>(stride());
+    std::vector<float> squares(static_cast<size_t>(length));
+    for (int64_t s = 0; s < length; ++s) {
+      for (int64_t i = 0; i < d; ++i) squares[static_cast<size_t>(s)] += k(s, i) * k(s, i);
+    }
+    Mat buffer;
+    Mat mean = Mat::uninitialized(nn::kQueryTile, d);
+    Mat centred = Mat::uninitialized(length, d);
+    Mat gram = Mat::uninitialized(d, d);
+    for (int64_t t0 = 0; t0 < length; t0 += nn::kQueryTile) {
+      const int64_t rows = std::min(nn::kQueryTile, length - t0);
+      const FloatView p = nn::causal_attention_weights(q_f, k_f, t0, rows, buffer);
+      const FloatView means = mean.view().rows_range(0, rows);
+      linalg::gemm_nn(1.0F, p, k.rows_range(0, p.cols()), 0.0F, means);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t t = t0 + r;
+        float sum = 0;
+        for (int64_t s = 0; s <= t; ++s) sum += p(r, s) * squares[static_cast<size_t>(s)];
+        for (int64_t i = 0; i < d; ++i) sum -= means(r, i) * means(r, i);
+        energy[static_cast<size_t>(t)] += std::max(sum, 0.0F);
+        if (t % stride() != 0) continue;
+        for (int64_t s = 0; s <= t; ++s) {
+          const float root = std::sqrt(p(r, s) * scale);
+          for (int64_t i = 0; i < d; ++i) centred(s, i) = root * (k(s, i) - means(r, i));
+        }
+        const FloatView seen = centred.view().rows_range(0, t + 1);
+        linalg::gemm_tn(1.0F, seen, seen, 0.0F, gram);
+        add_turned_back(t, gram, output);
+      }
+    }
+  }
+
+  void add_seeing_queries(ConstView q_f, ConstView k_f, ConstView q, std::span<float> energy,
+                          FloatView output) const {
+    const int64_t d = config_.head_dim;
+    const int64_t length = q_f.rows();
+    std::vector<float> squares(static_cast<size_t>(length));
+    for (int64_t t = 0; t < length; ++t) {
+      for (int64_t i = 0; i < d; ++i) squares[static_cast<size_t>(t)] += q(t, i) * q(t, i);
+    }
+    Mat buffer;
+    Mat scaled = Mat::uninitialized(nn::kQueryTile, d);
+    std::vector<Mat> grams(static_cast<size_t>(ceil_div(length, stride())));
+    for (Mat& gram : grams) gram = Mat(d, d);
+    for (int64_t t0 = 0; t0 < length; t0 += nn::kQueryTile) {
+      const int64_t rows = std::min(nn::kQueryTile, length - t0);
+      const FloatView p = nn::causal_attention_weights(q_f, k_f, t0, rows, buffer);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t s = 0; s <= t0 + r; ++s) {
+          p(r, s) *= 1.0F - p(r, s);
+          energy[static_cast<size_t>(s)] += p(r, s) * squares[static_cast<size_t>(t0 + r)];
+        }
+      }
+      for (int64_t s = 0; s < p.cols(); s += stride()) {
+        for (int64_t r = 0; r < rows; ++r) {
+          const float root = std::sqrt(p(r, s) * static_cast<float>(stride()));
+          for (int64_t i = 0; i < d; ++i) scaled(r, i) = root * q(t0 + r, i);
+        }
+        const FloatView seeing = scaled.view().rows_range(0, rows);
+        linalg::gemm_tn(1.0F, seeing, seeing, 1.0F, grams[static_cast<size_t>(s / stride())]);
+      }
+    }
+    for (size_t i = 0; i < grams.size(); ++i) {
+      add_turned_back(static_cast<int64_t>(i) * stride(), grams[i], output);
     }
   }
 

@@ -208,52 +208,63 @@ TEST(Coupled, OperatorsAndAdjointsBelongTogether) {
   }
 }
 
-// With one and the same input at every token |A D|^2 falls apart into what the input and what the
-// outputs add: for D = v c^T it is T (c . a)^2 v^T output v, exactly.
-TEST(Factors, OutputsOfAttentionLogitsAddUpAsTheOperatorHasThem) {
+// |A D|^2 for D = v c^T falls apart into what the inputs and what the outputs add, on average over
+// c where inputs are independent of what they meet: T c^T input c / 2 * v^T output v.
+TEST(Factors, OfAttentionLogitsAreThoseOfTheOperator) {
   const RunContext ctx = with_threads(2);
   const ModelConfig c = small_config(false);
   const BlockForward forward(c, kLength);
   const BlockWeights original = random_block(c, 100);
-  const BlockWeights w = random_block(c, 200);
-  FixedSource source(kLength, 6, 0, c.hidden, 300, 2 * kLength);
-  for (int64_t t = 0; t < source.x_q.rows(); ++t) {
-    std::copy_n(source.x_q.row(0), c.hidden, source.x_q.row(t));
-  }
-  Mat a = Mat::uninitialized(1, c.hidden);
-  forward.attention_norm(ctx, w, source.x_q.view().rows_range(0, 1), a);
+  const FixedSource source(kLength, 48, 0, c.hidden, 300, 8 * kLength);
   const auto coupled = make_query_key(forward, original);
   for (const Role role : {Role::kQ, Role::kK}) {
-    SCOPED_TRACE(arch::role_name(role));
     Factors factors = coupled->start_factors(role);
-    Mat gradient(w[role].rows(), w[role].cols());
+    Mat gradient(original[role].rows(), original[role].cols());
     source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
-      (void)coupled->descent(ctx, chunk, w, role, gradient, &factors);
+      (void)coupled->descent(ctx, chunk, original, role, gradient, &factors);
     });
     const int64_t tokens = source.tokens(Part::kSolve);
-    coupled->finish_factors(ctx, w, role, tokens, factors);
+    coupled->finish_factors(ctx, original, role, tokens, factors);
     ASSERT_EQ(factors.output.cols(), c.head_dim);
-    for (int64_t head = 0; head < factors.output.rows() / c.head_dim; ++head) {
-      const Mat v = random_mat(1, c.head_dim, 11 + static_cast<uint64_t>(head));
-      const Mat direction = random_mat(1, c.hidden, 12);
-      Mat d(w[role].rows(), w[role].cols());
-      double expected = 0;
-      for (int64_t i = 0; i < c.head_dim; ++i) {
-        const int64_t row = head * c.head_dim + i;
-        for (int64_t k = 0; k < c.hidden; ++k) d(row, k) = v(0, i) * direction(0, k);
-        for (int64_t j = 0; j < c.head_dim; ++j) {
-          expected += static_cast<double>(v(0, i)) * static_cast<double>(factors.output(row, j)) *
-                      static_cast<double>(v(0, j));
+    const auto form = [](ConstView m, const float* x) {
+      double sum = 0;
+      for (int64_t i = 0; i < m.rows(); ++i) {
+        for (int64_t j = 0; j < m.cols(); ++j) {
+          sum +=
+              static_cast<double>(x[i]) * static_cast<double>(m(i, j)) * static_cast<double>(x[j]);
         }
       }
-      const double along = inner_product(direction, a);
-      expected *= static_cast<double>(tokens) * along * along;
-      double energy = 0;
-      source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
-        Mat product(d.rows(), d.cols());
-        energy += coupled->curvature(ctx, chunk, w, role, d, product);
-      });
-      EXPECT_NEAR(energy, expected, 1e-3 * expected);
+      return sum;
+    };
+    for (int64_t head = 0; head < factors.output.rows() / c.head_dim; ++head) {
+      for (int64_t channel = 0; channel < c.head_dim; ++channel) {
+        SCOPED_TRACE(std::string(arch::role_name(role)) + " " + std::to_string(head) + " " +
+                     std::to_string(channel));
+        // A pair of channels, which rotation mixes.
+        Mat v(1, c.head_dim);
+        v(0, channel) = 1.0F;
+        v(0, (channel + c.head_dim / 2) % c.head_dim) = 0.7F;
+        const double outputs =
+            form(factors.output.view().rows_range(head * c.head_dim, c.head_dim), v.data());
+        double expected = 0;
+        double energy = 0;
+        for (uint64_t draw = 0; draw < 12; ++draw) {
+          const Mat inputs = random_mat(1, c.hidden, 40 + draw);
+          Mat d(original[role].rows(), c.hidden);
+          for (int64_t i = 0; i < c.head_dim; ++i) {
+            for (int64_t k = 0; k < c.hidden; ++k) {
+              d(head * c.head_dim + i, k) = v(0, i) * inputs(0, k);
+            }
+          }
+          expected +=
+              static_cast<double>(tokens) * 0.5 * form(factors.input, inputs.data()) * outputs;
+          source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+            Mat product(d.rows(), d.cols());
+            energy += coupled->curvature(ctx, chunk, original, role, d, product);
+          });
+        }
+        EXPECT_NEAR(energy / expected, 1.0, 0.15);
+      }
     }
   }
 }
