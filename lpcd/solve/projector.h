@@ -37,6 +37,7 @@ enum class ColumnOrder {
 /// Shapes    r [N, K].
 void solve_in_metric(const RunContext& ctx, const Metric& metric, FloatView r);
 
+/// Rows of one task: enough to fill vectors, few enough that so many times K floats stay in L2.
 constexpr int64_t kRowsPerTask = 64;
 
 struct ProjectOptions {
@@ -54,8 +55,7 @@ struct ProjectOptions {
   /// Take group scales from weights that miss the error updates of the current block, as the
   /// reference package does. Off: blocks end at group borders and scales see every update.
   bool stale_group_scales = false;
-  /// Rows of one task: enough to fill vectors, few enough that so many times K floats stay in L2.
-  /// May affect rounding.
+  /// Fewer where rows come a few at a time. May affect rounding.
   int64_t rows_per_task = kRowsPerTask;
 };
 

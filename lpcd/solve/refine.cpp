@@ -70,7 +70,7 @@ namespace {
 // Columns whose changes are passed on inside a block before the rest is updated by one product.
 constexpr int64_t kBlockColumns = 128;
 
-// Coordinate descent on 64 rows, everything transposed: [columns, rows].
+// Coordinate descent on the rows of one task, everything transposed: [columns, rows].
 class RefineRows {
  public:
   RefineRows(ConstView weight, const Metric& metric, format::QuantizedMatrix& result, int64_t row,

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -327,7 +328,7 @@ class QueryKey final : public Coupled {
       const FloatView p = nn::causal_attention_weights(q_f, k_f, t0, rows, buffer);
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t s = 0; s <= t0 + r; ++s) {
-          p(r, s) *= 1.0F - p(r, s);
+          p(r, s) *= std::max(0.0F, 1.0F - p(r, s));  // its root is taken below
           energy[static_cast<size_t>(s)] += p(r, s) * squares[static_cast<size_t>(t0 + r)];
         }
       }
