@@ -2,9 +2,9 @@
 """Output error of every block, and perplexity, for GPTQ, QEP, residual and LPCD with one projector, and
 for what onecomp computes (--preset onecomp): the LPCD paper's Figure 1 (arXiv 2512.01546).
 
-Errors are ||X_q - X_f||^2 / ||X_f||^2 on the calibration sequences that entered no solve; errors per token
-are means of |x_q / |x_q| - x_f / |x_f||^2, which is what the next norm sees of them. Runs are kept in --work
-and used again.
+Errors are ||X_q - X_f||^2 / ||X_f||^2 on the text to predict, of which no run has seen anything; errors per
+token are means of |x_q / |x_q| - x_f / |x_f||^2, which is what the next norm sees of them. Runs are kept in
+--work and used again.
 
   bench/submodules.py --model MODEL.gguf --calib c4.txt --text wiki.test.raw --bits 3,2 --samples 128
 """
@@ -28,28 +28,35 @@ METHODS = {
 COLOURS = {"gptq": "#888888", "qep": "#d08000", "residual": "#2070c0", "lpcd": "#c02020"}
 
 
-def svg(path, bits, curves):
+def panel(title, left, curves):
     """Error over blocks, one line a method, logarithmic."""
-    width, height, margin = 640, 400, 60
+    width, height, margin = 480, 400, 60
     values = [v for curve in curves.values() for v in curve if v > 0]
     low, high = math.log10(min(values)), math.log10(max(values))
     count = max(len(c) for c in curves.values())
-    x = lambda i: margin + (width - 2 * margin) * i / max(1, count - 1)
+    x = lambda i: left + margin + (width - 1.5 * margin) * i / max(1, count - 1)
     y = lambda v: height - margin - (height - 2 * margin) * (math.log10(v) - low) / max(1e-9, high - low)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-           f'font-size="12"><rect width="100%" height="100%" fill="white"/>',
-           f'<text x="{margin}" y="24">Error per token of each block\'s output on held-out text, {bits} bits</text>']  # fmt: skip
+    out = [f'<text x="{left + margin}" y="24">{title}</text>']
     for power in range(math.floor(low), math.ceil(high) + 1):
-        if low <= power <= high:
-            out.append(f'<line x1="{margin}" x2="{width - margin}" y1="{y(10.0**power):.1f}" y2="{y(10.0**power):.1f}" '
-                       f'stroke="#ddd"/><text x="8" y="{y(10.0**power) + 4:.1f}">1e{power}</text>')  # fmt: skip
+        for tick in (10.0**power, 2 * 10.0**power, 5 * 10.0**power):
+            if low <= math.log10(tick) <= high:
+                out.append(f'<line x1="{x(0):.1f}" x2="{x(count - 1):.1f}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" '
+                           f'stroke="#ddd"/><text x="{left + 8}" y="{y(tick) + 4:.1f}">{tick:g}</text>')  # fmt: skip
     for n, (name, curve) in enumerate(curves.items()):
         points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(curve) if v > 0)
         colour = COLOURS.get(name, "#208020")
         out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-                   f'<text x="{width - margin - 90}" y="{height - margin - 14 * (len(curves) - n)}" fill="{colour}">'
+                   f'<text x="{left + width - 110}" y="{height - margin - 14 * (len(curves) - n)}" fill="{colour}">'
                    f"{name}</text>")  # fmt: skip
-    out.append(f'<text x="{width // 2 - 20}" y="{height - 20}">block</text></svg>\n')
+    out.append(f'<text x="{left + width // 2 - 20}" y="{height - 20}">block</text>')
+    return out
+
+
+def svg(path, bits, errors, token_errors):
+    out = ['<svg xmlns="http://www.w3.org/2000/svg" width="980" height="400" font-family="sans-serif" font-size="12">'
+           '<rect width="100%" height="100%" fill="white"/>',
+           *panel(f"Error of each block's output on held-out text, {bits} bits", 0, errors),
+           *panel("The same per token", 490, token_errors), "</svg>\n"]  # fmt: skip
     pathlib.Path(path).write_text("\n".join(out))
 
 
@@ -76,11 +83,8 @@ def main():
             result = kept.divergence(out, args.text, args.max_tokens)
             record = runs.record_of(out)
             original = result["reference"]["perplexity"]
-            errors = [b.get("held_out_error", 0) for b in record["blocks"]]
-            angles = [b.get("held_out_token_error", 0) for b in record["blocks"]]
-            if any(errors):
-                curves[name] = errors
-                token_curves[name] = angles
+            errors = curves[name] = result["reference"]["block_errors"]
+            angles = token_curves[name] = result["reference"]["block_token_errors"]
             cost = record["cost"]
             rows.append((name, result["perplexity"], result["reference"]["kl_mean"], errors[len(errors) // 2],
                          errors[-1], angles[-1], cost["total_seconds"], cost["peak_memory_bytes"]))  # fmt: skip
@@ -89,18 +93,16 @@ def main():
         print("|---|---|---|---|---|---|---|---|---|")
         print(f"| original | {original:.2f} | | | | | | | |")
         for name, ppl, kl, middle, last, token, seconds, peak in rows:
-            error = lambda e: f"{e:.5f}" if e else ""
-            print(f"| {name} | {ppl:.2f} | {ppl - original:.2f} | {kl:.4f} | {error(middle)} | {error(last)} | {error(token)} "
+            print(f"| {name} | {ppl:.2f} | {ppl - original:.2f} | {kl:.4f} | {middle:.5f} | {last:.5f} | {token:.5f} "
                   f"| {seconds:.0f} s | {peak / 2**20:.0f} MiB |")  # fmt: skip
         for what, of in [("errors", curves), ("errors per token", token_curves)]:
-            if "lpcd" in of and len(of) > 1:
-                others = [c for n, c in of.items() if n != "lpcd"]
-                lowest = sum(all(e <= c[i] for c in others) for i, e in enumerate(of["lpcd"]))
+            others = {n: c for n, c in of.items() if n != "lpcd"}
+            if "lpcd" in of and others:
+                lowest = sum(all(e <= c[i] for c in others.values()) for i, e in enumerate(of["lpcd"]))
                 print(f"{what}: lpcd is the lowest curve in {lowest} of {len(of['lpcd'])} blocks; at the last block "
-                      + ", ".join(f"{of['lpcd'][-1] / c[-1] - 1:+.1%} against {n}" for n, c in of.items()
-                                  if n != "lpcd"))  # fmt: skip
-        if args.svg and curves:
-            svg(f"{args.svg}-{bits}.svg", bits, token_curves)
+                      + ", ".join(f"{of['lpcd'][-1] / c[-1] - 1:+.1%} against {n}" for n, c in others.items()))  # fmt: skip
+        if args.svg:
+            svg(f"{args.svg}-{bits}.svg", bits, curves, token_curves)
 
 
 if __name__ == "__main__":

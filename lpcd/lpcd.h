@@ -69,8 +69,9 @@ struct EvaluateOptions {
       {.name = "reference",
        .value = "MODEL",
        .section = what,
-       .help = "Original model: adds its perplexity, the KL divergence from it, and the share "
-               "of tokens with the same most likely successor."});
+       .help = "Original model: adds its perplexity, the KL divergence from it, the share of "
+               "tokens with the same most likely successor, and the error of every block's output "
+               "(all blocks with --json)."});
     v(o.ppl_mode,
       {.name = "ppl-mode",
        .value = "MODE",
@@ -141,6 +142,10 @@ struct EvaluateResult {
     double kl_median = 0;
     double kl_p99 = 0;
     double top1_agreement = 0;
+    /// Of each block's output X: |X - X_f|^2 / |X_f|^2 over all tokens, and the mean over tokens of
+    /// | x / |x| - x_f / |x_f| |^2. Empty if the models differ in blocks or width.
+    std::vector<double> block_errors;
+    std::vector<double> block_token_errors;
   };
   std::optional<Reference> reference;
   struct TaskMetric {

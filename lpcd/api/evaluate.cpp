@@ -60,6 +60,10 @@ Json to_json(const EvaluateOptions& o, const EvaluateResult& r) {
                          {"kl_median", r.reference->kl_median},
                          {"kl_p99", r.reference->kl_p99},
                          {"top1_agreement", r.reference->top1_agreement}};
+    if (!r.reference->block_errors.empty()) {
+      json["reference"]["block_errors"] = r.reference->block_errors;
+      json["reference"]["block_token_errors"] = r.reference->block_token_errors;
+    }
   }
   for (const EvaluateResult::TaskResult& task : r.tasks) {
     Json entry = {{"name", task.name}, {"n", task.items}};
@@ -102,6 +106,10 @@ std::string summarize(const EvaluateOptions& o, const EvaluateResult& r) {
     text += fmt::format("KL divergence   {:.5f} +- {:.5f} nats (median {:.5f}, 99 % {:.5f})\n",
                         ref.kl_mean, ref.kl_error, ref.kl_median, ref.kl_p99);
     text += fmt::format("top-1 agreement {:.2f} %\n", 100 * ref.top1_agreement);
+    if (!ref.block_errors.empty()) {
+      text += fmt::format("last block      error {:.5f}, per token {:.5f}\n",
+                          ref.block_errors.back(), ref.block_token_errors.back());
+    }
   }
   if (!r.tasks.empty()) text += task_table(r.tasks) + "\n";
   text += fmt::format("time            {}, peak memory {}\n", format_duration(r.seconds),
@@ -130,6 +138,10 @@ void measure_perplexity(const RunContext& ctx, const arch::Model& model,
         .kl_median = c.divergence->kl_median,
         .kl_p99 = c.divergence->kl_p99,
         .top1_agreement = c.divergence->top1_agreement};
+    for (const eval::BlockError& error : c.block_errors) {
+      result.reference->block_errors.push_back(error.relative);
+      result.reference->block_token_errors.push_back(error.per_token);
+    }
   }
 }
 

@@ -52,9 +52,8 @@ std::vector<Scored> scored_positions(const Windows& windows) {
 // Logits of a run of scored positions under one model.
 class Scorer {
  public:
-  Scorer(const RunContext& ctx, const arch::Model& model, const Windows& windows,
-         const std::function<void(int64_t)>& advanced)
-      : hidden_(hidden_states(ctx, model, windows.ids, windows.seq_len, advanced)),
+  Scorer(const arch::Model& model, calib::ActivationStore hidden)
+      : hidden_(std::move(hidden)),
         head_(read_head(model)),
         gathered_(Mat::uninitialized(kRowsPerPass, hidden_.cols())),
         logits_(Mat::uninitialized(kRowsPerPass, head_.rows())) {}
@@ -83,6 +82,29 @@ class Scorer {
   Mat logits_;
   std::vector<nn::RowSoftmax> softmax_;
 };
+
+BlockError error_of(const RunContext& ctx, ConstView x, ConstView x_f) {
+  constexpr int64_t kRows = 256;  // per task
+  struct Sums {
+    double difference, energy, angles;
+  };
+  std::vector<Sums> parts(static_cast<size_t>(ceil_div(x.rows(), kRows)));
+  linalg::parallel_for(ctx, std::ssize(parts), [&](int64_t task) {
+    const int64_t rows = std::min(kRows, x.rows() - task * kRows);
+    const ConstView a = x.rows_range(task * kRows, rows);
+    const ConstView b = x_f.rows_range(task * kRows, rows);
+    parts[static_cast<size_t>(task)] = {nn::squared_distance(a, b), nn::squared_norm(b),
+                                        nn::squared_angles(a, b)};
+  });
+  Sums sum{};
+  for (const Sums& part : parts) {
+    sum.difference += part.difference;
+    sum.energy += part.energy;
+    sum.angles += part.angles;
+  }
+  return {.relative = sum.energy > 0 ? sum.difference / sum.energy : 0,
+          .per_token = sum.angles / static_cast<double>(x.rows())};
+}
 
 Prediction summarize(const std::vector<double>& nll, const arch::Model& model) {
   const MeanAndError m = mean_and_error(nll);
@@ -131,15 +153,33 @@ Comparison compare(const RunContext& ctx, const arch::Model& model, const arch::
           "windows of {} tokens leave nothing to score; use a larger --seq-len", windows.seq_len);
   }
   const int64_t models = reference == nullptr ? 1 : 2;
-  const double steps = static_cast<double>(models * (model.config().blocks + 1));
+  const double steps =
+      static_cast<double>(model.config().blocks + 1) +
+      (reference == nullptr ? 0.0 : static_cast<double>(reference->config().blocks + 1));
   double step = 0;
-  const auto advanced = [&](int64_t) {
+  const auto advance = [&](ForwardPass& pass) {
+    pass.advance(ctx);
     step += 1;
     ctx.report({.stage = "evaluate", .item = "blocks", .done = step, .total = steps});
   };
-  Scorer scorer(ctx, model, windows, advanced);
+  Comparison result;
+  ForwardPass pass(model, windows.ids, windows.seq_len);
+  std::optional<ForwardPass> reference_pass;
+  if (reference != nullptr) {
+    reference_pass.emplace(*reference, windows.ids, windows.seq_len);
+    const bool same_shape = model.config().blocks == reference->config().blocks &&
+                            model.config().hidden == reference->config().hidden;
+    while (!reference_pass->done()) {
+      advance(*reference_pass);
+      if (!same_shape) continue;
+      advance(pass);
+      result.block_errors.push_back(error_of(ctx, pass.hidden(), reference_pass->hidden()));
+    }
+  }
+  while (!pass.done()) advance(pass);
+  Scorer scorer(model, std::move(pass).finish());
   std::optional<Scorer> reference_scorer;
-  if (reference != nullptr) reference_scorer.emplace(ctx, *reference, windows, advanced);
+  if (reference_pass) reference_scorer.emplace(*reference, std::move(*reference_pass).finish());
 
   std::vector<double> nll(positions.size());
   std::vector<double> reference_nll(reference != nullptr ? positions.size() : 0);
@@ -175,7 +215,7 @@ Comparison compare(const RunContext& ctx, const arch::Model& model, const arch::
                                                static_cast<double>(positions.size())),
                 .total = steps});
   }
-  Comparison result{.model = summarize(nll, model)};
+  result.model = summarize(nll, model);
   if (reference != nullptr) {
     result.reference = summarize(reference_nll, *reference);
     const MeanAndError mean = mean_and_error(kl);

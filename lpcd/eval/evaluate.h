@@ -52,10 +52,17 @@ struct Divergence {
   double top1_agreement = 0;  ///< share of tokens with the same most likely successor
 };
 
+/// Error of a block's output X (the residual stream) against the reference's X_f.
+struct BlockError {
+  double relative = 0;   ///< |X - X_f|^2 / |X_f|^2 over all tokens, as in LPCD's Figure 1
+  double per_token = 0;  ///< mean of | x / |x| - x_f / |x_f| |^2, what the next norm sees of it
+};
+
 struct Comparison {
   Prediction model;
   std::optional<Prediction> reference;
   std::optional<Divergence> divergence;
+  std::vector<BlockError> block_errors;  ///< empty without a reference of the same shape
 };
 
 /// Scores `model` on the windows, and `reference` beside it if given.

@@ -3,35 +3,47 @@
 #include <algorithm>
 #include <cstring>
 
-#include "lpcd/arch/block_forward.h"
 #include "lpcd/linalg/blas.h"
 
 namespace lpcd::eval {
 
+ForwardPass::ForwardPass(const arch::Model& model, std::span<const int32_t> ids, int64_t seq_len)
+    : model_(&model),
+      forward_(model.config(), seq_len),
+      store_(static_cast<int64_t>(ids.size()), model.config().hidden, "") {
+  const FloatView x = store_.target(0, store_.rows(), buffer_);
+  const Mat table = model.read(arch::Role::kEmbedding);
+  for (int64_t t = 0; t < x.rows(); ++t) {
+    std::memcpy(x.row(t), table.row(ids[static_cast<size_t>(t)]),
+                static_cast<size_t>(x.cols()) * sizeof(float));
+  }
+}
+
+void ForwardPass::advance(const RunContext& ctx) {
+  ctx.throw_if_cancelled();
+  const FloatView x = store_.read(0, store_.rows(), buffer_);
+  forward_.run(ctx, model_->read_block(blocks_done_), x);
+  ++blocks_done_;
+}
+
+calib::ActivationStore ForwardPass::finish() && {
+  LPCD_CHECK(done());
+  const arch::ModelConfig& config = model_->config();
+  const FloatView x = store_.read(0, store_.rows(), buffer_);
+  const Mat norm = model_->read(arch::Role::kFinalNorm);
+  nn::rms_norm(x, {norm.data(), static_cast<size_t>(config.hidden)}, config.rms_eps, x);
+  return std::move(store_);
+}
+
 calib::ActivationStore hidden_states(const RunContext& ctx, const arch::Model& model,
                                      std::span<const int32_t> ids, int64_t seq_len,
                                      const std::function<void(int64_t)>& advanced) {
-  const arch::ModelConfig& config = model.config();
-  const auto tokens = static_cast<int64_t>(ids.size());
-  calib::ActivationStore store(tokens, config.hidden, "");
-  Mat buffer;
-  const FloatView x = store.target(0, tokens, buffer);
-  {
-    const Mat table = model.read(arch::Role::kEmbedding);
-    for (int64_t t = 0; t < tokens; ++t) {
-      std::memcpy(x.row(t), table.row(ids[static_cast<size_t>(t)]),
-                  static_cast<size_t>(config.hidden) * sizeof(float));
-    }
+  ForwardPass pass(model, ids, seq_len);
+  while (!pass.done()) {
+    pass.advance(ctx);
+    advanced(pass.blocks_done());
   }
-  const arch::BlockForward forward(config, seq_len);
-  for (int64_t b = 0; b < config.blocks; ++b) {
-    ctx.throw_if_cancelled();
-    forward.run(ctx, model.read_block(b), x);
-    advanced(b + 1);
-  }
-  const Mat norm = model.read(arch::Role::kFinalNorm);
-  nn::rms_norm(x, {norm.data(), static_cast<size_t>(config.hidden)}, config.rms_eps, x);
-  return store;
+  return std::move(pass).finish();
 }
 
 void project_logits(const RunContext& ctx, ConstView hidden, ConstView head, FloatView logits) {

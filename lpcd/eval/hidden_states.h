@@ -3,17 +3,40 @@
 #include <functional>
 #include <span>
 
+#include "lpcd/arch/block_forward.h"
 #include "lpcd/arch/model.h"
 #include "lpcd/base/context.h"
 #include "lpcd/calib/activations.h"
 
 namespace lpcd::eval {
 
-/// Final hidden states of B sequences of L tokens, after the last norm: what the head reads.
+/// Hidden states of B sequences of L tokens on their way through a model.
 ///
 /// One block of weights is in memory at a time, and all sequences pass through it.
-/// Shapes    ids [B, L]; result [B * L, D].
-/// Memory    the result, one block in f32, the temporaries of one chunk.
+/// Shapes    ids [B, L]; hidden states [B * L, D].
+/// Memory    the hidden states, one block in f32, the temporaries of one chunk.
+class ForwardPass {
+ public:
+  ForwardPass(const arch::Model& model, std::span<const int32_t> ids, int64_t seq_len);
+
+  [[nodiscard]] int64_t blocks_done() const { return blocks_done_; }
+  [[nodiscard]] bool done() const { return blocks_done_ == model_->config().blocks; }
+  void advance(const RunContext& ctx);
+  /// Behind the blocks so far.
+  [[nodiscard]] ConstView hidden() const { return store_.read(0, store_.rows(), buffer_); }
+  /// Behind the last norm, once all blocks are done.
+  [[nodiscard]] calib::ActivationStore finish() &&;
+
+ private:
+  const arch::Model* model_;
+  arch::BlockForward forward_;
+  calib::ActivationStore store_;
+  mutable Mat buffer_;
+  int64_t blocks_done_ = 0;
+};
+
+/// Final hidden states of B sequences of L tokens, after the last norm: what the head reads.
+/// Shapes and memory as with ForwardPass.
 [[nodiscard]] calib::ActivationStore hidden_states(
     const RunContext& ctx, const arch::Model& model, std::span<const int32_t> ids, int64_t seq_len,
     const std::function<void(int64_t blocks_done)>& advanced);

@@ -327,6 +327,30 @@ void rms_norm_derivative_transpose(ConstView x, std::span<const float> weight, f
   }
 }
 
+double inner_product(ConstView x, ConstView y) {
+  LPCD_CHECK(x.rows() == y.rows() && x.cols() == y.cols());
+  double sum = 0;
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    const float* a = x.row(r);
+    const float* b = y.row(r);
+    for (int64_t c = 0; c < x.cols(); ++c) {
+      sum += static_cast<double>(a[c]) * static_cast<double>(b[c]);
+    }
+  }
+  return sum;
+}
+
+double squared_angles(ConstView x, ConstView y) {
+  double sum = 0;
+  for (int64_t r = 0; r < x.rows(); ++r) {
+    const ConstView a = x.rows_range(r, 1);
+    const ConstView b = y.rows_range(r, 1);
+    const double norms = std::sqrt(squared_norm(a) * squared_norm(b));
+    if (norms > 0) sum += 2 - 2 * inner_product(a, b) / norms;
+  }
+  return sum;
+}
+
 double squared_distance(ConstView x, ConstView y) {
   LPCD_CHECK(x.rows() == y.rows() && x.cols() == y.cols());
   double sum = 0;

@@ -40,6 +40,10 @@ void subtract(ConstView x, ConstView y, FloatView out);
 [[nodiscard]] double squared_distance(ConstView x, ConstView y);
 /// Sum of squares: f32 within runs of 1024 elements, f64 between them.
 [[nodiscard]] double squared_norm(ConstView x);
+/// Sum of products, in f64.
+[[nodiscard]] double inner_product(ConstView x, ConstView y);
+/// Sum over rows of | x / |x| - y / |y| |^2: 0 to 4 each. Rows of zeros add nothing.
+[[nodiscard]] double squared_angles(ConstView x, ConstView y);
 
 /// Rotary position embedding: angles of every position and pair of channels.
 ///

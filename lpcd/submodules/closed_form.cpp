@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "lpcd/linalg/blas.h"
+#include "lpcd/nn/ops.h"
 #include "lpcd/submodules/submodule.h"
 #include "lpcd/submodules/sums.h"
 
@@ -22,8 +23,8 @@ double best_shares(const RunContext& ctx, ConstView step, ConstView missing, Con
   double bend = 0;
   for (size_t n = 0; n < outputs; ++n) {
     const ConstView row = step.rows_range(static_cast<int64_t>(n), 1);
-    slopes[n] = inner_product(row, missing.rows_range(static_cast<int64_t>(n), 1));
-    bends[n] = inner_product(row, product.view().rows_range(static_cast<int64_t>(n), 1));
+    slopes[n] = nn::inner_product(row, missing.rows_range(static_cast<int64_t>(n), 1));
+    bends[n] = nn::inner_product(row, product.view().rows_range(static_cast<int64_t>(n), 1));
     slope += slopes[n];
     bend += bends[n];
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "lpcd/nn/ops.h"
 #include "lpcd/submodules/sums.h"
 
 namespace lpcd::submodules {
@@ -150,27 +151,27 @@ void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role rol
       options.ridge.fraction * mean_diagonal(factors.output) * 0.5 * mean_diagonal(factors.input);
   result.step = Mat(w[role].rows(), w[role].cols());
   Mat residual = std::move(start.gradient);
-  const double first = std::sqrt(inner_product(residual, residual));
+  const double first = std::sqrt(nn::inner_product(residual, residual));
   Mat z = precondition.apply(residual);
   Mat direction = z.clone();
   Mat product(residual.rows(), residual.cols());
-  double rz = inner_product(residual, z);
+  double rz = nn::inner_product(residual, z);
   for (int i = 0; i < options.iterations && rz > 0; ++i) {
     curvature_on(ctx, coupled, role, source, Part::kSample, w, direction, product);
     add_scaled(ridge, direction, product);
-    const double bend = inner_product(direction, product);
+    const double bend = nn::inner_product(direction, product);
     if (!(bend > 0)) break;
     const double length = rz / bend;
     add_scaled(length, direction, result.step);
     add_scaled(-length, product, residual);
     if (i + 1 == options.iterations) break;
     z = precondition.apply(residual);
-    const double next = inner_product(residual, z);
+    const double next = nn::inner_product(residual, z);
     scale(next / rz, direction);
     add_scaled(1.0, z, direction);
     rz = next;
   }
-  result.residual = first > 0 ? std::sqrt(inner_product(residual, residual)) / first : 0;
+  result.residual = first > 0 ? std::sqrt(nn::inner_product(residual, residual)) / first : 0;
 }
 
 }  // namespace
@@ -279,7 +280,7 @@ Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
   const Descent here = held_out ? descent_on(ctx, coupled, role, source, judge, w)
                                 : descent_on(ctx, coupled, role, source, Part::kSolve, w);
   const double bend = curvature_on(ctx, coupled, role, source, judge, w, result.step, product);
-  const double slope = inner_product(here.gradient, result.step);
+  const double slope = nn::inner_product(here.gradient, result.step);
   result.objective_before = here.error / energy;
   // f(s) = f(0) - 2 s slope + s^2 bend
   double s = options.strength;

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "lpcd/linalg/blas.h"
+#include "lpcd/nn/ops.h"
 #include "lpcd/submodules/coupled.h"
 #include "lpcd/submodules/relax.h"
 #include "lpcd/submodules/submodule.h"
@@ -187,12 +188,12 @@ TEST(Coupled, OperatorsAndAdjointsBelongTogether) {
       (void)coupled->curvature(ctx, chunk, w, test.role, d2, p2);
     });
     EXPECT_NEAR(before, objective_of(ctx, *coupled, source, w), 1e-5 * before);
-    EXPECT_NEAR(inner_product(d1, p1), energy1, 1e-4 * energy1);
-    const double scale = std::sqrt(inner_product(d1, p1) * inner_product(d2, p2));
-    EXPECT_NEAR(inner_product(d1, p2), inner_product(d2, p1), 1e-4 * scale);
+    EXPECT_NEAR(nn::inner_product(d1, p1), energy1, 1e-4 * energy1);
+    const double scale = std::sqrt(nn::inner_product(d1, p1) * nn::inner_product(d2, p2));
+    EXPECT_NEAR(nn::inner_product(d1, p2), nn::inner_product(d2, p1), 1e-4 * scale);
 
     const Mat start = w[test.role].clone();
-    const double slope = inner_product(gradient, d1);
+    const double slope = nn::inner_product(gradient, d1);
     if (coupled->linear(test.role)) {
       w[test.role] = moved(start, 1.0, d1);
       const double after = objective_of(ctx, *coupled, source, w);

@@ -101,14 +101,7 @@ std::vector<float> token_weights(const RunContext& ctx, ConstView y_f, ConstView
 
 double squared_angles(const RunContext& ctx, ConstView x, ConstView y) {
   return summed(ctx, x.rows(), [&](int64_t r0, int64_t n) {
-    double sum = 0;
-    for (int64_t t = r0; t < r0 + n; ++t) {
-      const ConstView a = x.rows_range(t, 1);
-      const ConstView b = y.rows_range(t, 1);
-      const double norms = std::sqrt(nn::squared_norm(a) * nn::squared_norm(b));
-      if (norms > 0) sum += 2 - 2 * inner_product(a, b) / norms;
-    }
-    return sum;
+    return nn::squared_angles(x.rows_range(r0, n), y.rows_range(r0, n));
   });
 }
 
@@ -119,18 +112,6 @@ std::vector<float> column_energies(ConstView w) {
     for (int64_t c = 0; c < w.cols(); ++c) sums[static_cast<size_t>(c)] += row[c] * row[c];
   }
   return sums;
-}
-
-double inner_product(ConstView a, ConstView b) {
-  double sum = 0;
-  for (int64_t r = 0; r < a.rows(); ++r) {
-    const float* x = a.row(r);
-    const float* y = b.row(r);
-    for (int64_t c = 0; c < a.cols(); ++c) {
-      sum += static_cast<double>(x[c]) * static_cast<double>(y[c]);
-    }
-  }
-  return sum;
 }
 
 }  // namespace lpcd::submodules

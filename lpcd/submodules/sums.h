@@ -56,7 +56,5 @@ void scale_rows(const RunContext& ctx, std::span<const float> weights, FloatView
 [[nodiscard]] double squared_angles(const RunContext& ctx, ConstView x, ConstView y);
 /// Sum of squares of each column.
 [[nodiscard]] std::vector<float> column_energies(ConstView w);
-/// Sum of products, in f64.
-[[nodiscard]] double inner_product(ConstView a, ConstView b);
 
 }  // namespace lpcd::submodules

@@ -67,7 +67,14 @@ TEST_F(EvaluateTest, TasksGiveWhatAHandComputes) {
   e.ppl = text_;
   e.seq_len = 48;
   e.max_tokens = 480;
-  EXPECT_EQ(evaluate(e, ctx_).windows, 10);
+  e.reference = model;
+  const EvaluateResult compared = evaluate(e, ctx_);
+  EXPECT_EQ(compared.windows, 10);
+  const Json reference = parse_json(compared.json, "result")["reference"];
+  EXPECT_EQ(reference["kl_mean"], 0);
+  EXPECT_EQ(reference["block_errors"], Json(std::vector<double>(reference["block_errors"].size())));
+  EXPECT_EQ(reference["block_errors"].size(), reference["block_token_errors"].size());
+  EXPECT_GT(reference["block_errors"].size(), 0U);
 
   io::write_file(dir_ / "bad.jsonl", R"({"query": "q", "choices": ["x", "yy"], "gold": 2})");
   e.tasks = {dir_ / "bad.jsonl"};
