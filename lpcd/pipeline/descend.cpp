@@ -25,8 +25,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
   const auto coupled =
       (plan_.solver.reference ? info.make_reference : info.make)(forward_, original_);
   if (plan_.keep_ffn_activations) coupled->set_cache(&ffn_out_);  // not in use yet
-  const submodules::Energies energies =
-      submodules::measure_energies(ctx_, *coupled, source, quantized_);
+  const submodules::Energies energies(ctx_, *coupled, source);
   const bool judged = plan_.held_out_sequences > 0;
   // Layers behind those in work, and those that another submodule will visit, at their real-valued
   // weights.

@@ -73,8 +73,7 @@ class Coupled {
   virtual SquaredSum objective(const RunContext& ctx, const SequenceChunk& chunk,
                                const arch::BlockWeights& w) const = 0;
   /// |S_f|^2 of the chunk: what errors are relative to.
-  virtual SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk,
-                            const arch::BlockWeights& w) const = 0;
+  virtual SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk) const = 0;
   /// descent += A^T (S_f - S(W)) for the layer `role` at its weight in w; returns |S_f - S(W)|^2.
   /// `factors`, if given, are the sums that finish_factors() turns into Factors.
   /// Shapes    descent [N, K].

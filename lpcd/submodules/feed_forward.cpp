@@ -27,8 +27,7 @@ class FeedForward final : public Coupled {
     return squared_sum_of_scaled(ctx, chunk.weights, residual(ctx, chunk, w, u));
   }
 
-  SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk,
-                    const BlockWeights& /*w*/) const override {
+  SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk) const override {
     return {.weighted = weighted_squared_norm(ctx, chunk.weights, chunk.y_f),
             .face_value = squared_norm(ctx, chunk.y_f)};
   }

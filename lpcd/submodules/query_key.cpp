@@ -39,8 +39,7 @@ class QueryKey final : public Coupled {
     return {.weighted = sum, .face_value = sum};
   }
 
-  SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk,
-                    const BlockWeights& /*w*/) const override {
+  SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk) const override {
     const Pair wanted = pair_of(ctx, chunk.x_f, original_);
     const double sum = logits(ctx, wanted, wanted.q, wanted.k, {}, {}, {}, {}, {}, {});
     return {.weighted = sum, .face_value = sum};

@@ -176,17 +176,18 @@ void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role rol
 
 }  // namespace
 
-Energies measure_energies(const RunContext& ctx, const Coupled& coupled,
-                          const SequenceSource& source, const BlockWeights& w) {
-  const auto of = [&](Part part) {
+const SquaredSum& Energies::of(Part part) const {
+  LPCD_CHECK(part != Part::kSample);
+  std::optional<SquaredSum>& known = part == Part::kSolve ? solve_ : held_out_;
+  if (!known) {
     SquaredSum sum;
-    source.for_chunks(part,
-                      [&](const SequenceChunk& chunk) { sum += coupled.energy(ctx, chunk, w); });
-    const double tokens = std::max(1.0, static_cast<double>(source.tokens(part)));
-    return SquaredSum{.weighted = std::max(sum.weighted / tokens, 1e-30),
-                      .face_value = std::max(sum.face_value / tokens, 1e-30)};
-  };
-  return {.solve = of(Part::kSolve), .held_out = of(Part::kHeldOut)};
+    source_.for_chunks(part,
+                       [&](const SequenceChunk& chunk) { sum += coupled_.energy(ctx_, chunk); });
+    const double tokens = std::max(1.0, static_cast<double>(source_.tokens(part)));
+    known = SquaredSum{.weighted = std::max(sum.weighted / tokens, 1e-30),
+                       .face_value = std::max(sum.face_value / tokens, 1e-30)};
+  }
+  return *known;
 }
 
 SquaredSum relative_errors(const RunContext& ctx, const Coupled& coupled,

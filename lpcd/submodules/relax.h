@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "lpcd/linalg/factor.h"
@@ -32,18 +33,23 @@ struct RelaxOptions {
   double strength = 0.5;
 };
 
-/// |S_f|^2 per token of both parts: what errors are relative to.
-struct Energies {
-  SquaredSum solve;
-  SquaredSum held_out;
+/// |S_f|^2 per token: what errors are relative to. Measured when first asked for, since one part is
+/// enough for most.
+class Energies {
+ public:
+  /// What it is given must outlive it.
+  Energies(const RunContext& ctx, const Coupled& coupled, const SequenceSource& source)
+      : ctx_(ctx), coupled_(coupled), source_(source) {}
 
-  [[nodiscard]] const SquaredSum& of(Part part) const {
-    return part == Part::kSolve ? solve : held_out;
-  }
+  [[nodiscard]] const SquaredSum& of(Part part) const;
+
+ private:
+  const RunContext& ctx_;
+  const Coupled& coupled_;
+  const SequenceSource& source_;
+  mutable std::optional<SquaredSum> solve_;
+  mutable std::optional<SquaredSum> held_out_;
 };
-
-[[nodiscard]] Energies measure_energies(const RunContext& ctx, const Coupled& coupled,
-                                        const SequenceSource& source, const arch::BlockWeights& w);
 
 /// The real-valued optimum of one layer of a submodule, as a step from where it was.
 struct Relaxed {

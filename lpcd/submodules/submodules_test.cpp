@@ -299,7 +299,7 @@ TEST(Relax, RecoversKnownWeightsFromExactData) {
     BlockWeights w = clone(original);
     const Mat change = random_mat(w[test.role].rows(), w[test.role].cols(), 7, 0.02F);
     w[test.role] = moved(w[test.role], 1.0, change);
-    const Energies energies = measure_energies(ctx, *coupled, source, w);
+    const Energies energies(ctx, *coupled, source);
     const double first = relative_error(ctx, *coupled, source, Part::kSolve, energies, w);
     EXPECT_GT(first, 1e-6);
     const Relaxed relaxed =
@@ -324,7 +324,7 @@ TEST(Relax, LowersItsOwnObjectiveAndDependsNeitherOnThreadsNorOnChunks) {
       const FixedSource source(kLength, 3 * slab / kLength + 20, 20, c.hidden, 300, slabs * slab);
       const auto coupled = test.info->make(forward, original);
       BlockWeights w = random_block(c, 200);
-      const Energies energies = measure_energies(ctx, *coupled, source, w);
+      const Energies energies(ctx, *coupled, source);
       const Relaxed relaxed = relax(ctx, *coupled, test.role, source, w, energies, {});
       const Mat& input = relaxed.factors.input;
       for (int64_t i = 0; i < input.rows(); ++i) EXPECT_GT(input(i, i), 0.0F);

@@ -28,8 +28,7 @@ class ValueOutput final : public Coupled {
                                  residual(ctx, chunk, w, prepare(ctx, chunk, w)));
   }
 
-  SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk,
-                    const BlockWeights& /*w*/) const override {
+  SquaredSum energy(const RunContext& ctx, const SequenceChunk& chunk) const override {
     return {.weighted = weighted_squared_norm(ctx, chunk.weights, chunk.y_f),
             .face_value = squared_norm(ctx, chunk.y_f)};
   }
