@@ -46,9 +46,9 @@ def panel(title, left, curves):
         points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(curve) if v > 0)
         colour = COLOURS.get(name, "#208020")
         out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-                   f'<text x="{left + width - 110}" y="{height - margin - 14 * (len(curves) - n)}" fill="{colour}">'
-                   f"{name}</text>")  # fmt: skip
-    out.append(f'<text x="{left + width // 2 - 20}" y="{height - 20}">block</text>')
+                   f'<text x="{left + margin + 80 * n}" y="{height - 12}" fill="{colour}">{name}</text>')  # fmt: skip
+    for i in range(0, count, 5):
+        out.append(f'<text x="{x(i):.1f}" y="{height - margin + 16}" text-anchor="middle">{i}</text>')
     return out
 
 
