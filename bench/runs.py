@@ -64,6 +64,7 @@ class Runs:
     def divergence(self, out, text, max_tokens):
         """Perplexity, divergence from the original and errors of blocks, as `lpcd eval --json` reports them."""
         report = out / f"eval-{short_hash(text, max_tokens, self.args.seq_len)}.json"
+        # Kept reports of older versions have no errors of blocks.
         if not report.exists() or "block_errors" not in report.read_text():
             report.write_text(run(self.args.lpcd, "eval", out, "--reference", self.args.model, "--ppl", text,
                                   "--max-tokens", max_tokens, "--seq-len", self.args.seq_len, "--json",

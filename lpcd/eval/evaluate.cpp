@@ -177,9 +177,9 @@ Comparison compare(const RunContext& ctx, const arch::Model& model, const arch::
     }
   }
   while (!pass.done()) advance(pass);
-  Scorer scorer(model, std::move(pass).finish());
+  Scorer scorer(model, std::move(pass).finish(ctx));
   std::optional<Scorer> reference_scorer;
-  if (reference_pass) reference_scorer.emplace(*reference, std::move(*reference_pass).finish());
+  if (reference_pass) reference_scorer.emplace(*reference, std::move(*reference_pass).finish(ctx));
 
   std::vector<double> nll(positions.size());
   std::vector<double> reference_nll(reference != nullptr ? positions.size() : 0);

@@ -26,24 +26,13 @@ void ForwardPass::advance(const RunContext& ctx) {
   ++blocks_done_;
 }
 
-calib::ActivationStore ForwardPass::finish() && {
-  LPCD_CHECK(done());
+calib::ActivationStore ForwardPass::finish(const RunContext& ctx) && {
+  while (!done()) advance(ctx);
   const arch::ModelConfig& config = model_->config();
   const FloatView x = store_.read(0, store_.rows(), buffer_);
   const Mat norm = model_->read(arch::Role::kFinalNorm);
   nn::rms_norm(x, {norm.data(), static_cast<size_t>(config.hidden)}, config.rms_eps, x);
   return std::move(store_);
-}
-
-calib::ActivationStore hidden_states(const RunContext& ctx, const arch::Model& model,
-                                     std::span<const int32_t> ids, int64_t seq_len,
-                                     const std::function<void(int64_t)>& advanced) {
-  ForwardPass pass(model, ids, seq_len);
-  while (!pass.done()) {
-    pass.advance(ctx);
-    advanced(pass.blocks_done());
-  }
-  return std::move(pass).finish();
 }
 
 void project_logits(const RunContext& ctx, ConstView hidden, ConstView head, FloatView logits) {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <functional>
 #include <span>
 
 #include "lpcd/arch/block_forward.h"
@@ -17,15 +16,16 @@ namespace lpcd::eval {
 /// Memory    the hidden states, one block in f32, the temporaries of one chunk.
 class ForwardPass {
  public:
+  /// `model` must outlive it.
   ForwardPass(const arch::Model& model, std::span<const int32_t> ids, int64_t seq_len);
 
-  [[nodiscard]] int64_t blocks_done() const { return blocks_done_; }
   [[nodiscard]] bool done() const { return blocks_done_ == model_->config().blocks; }
+  /// The next block.
   void advance(const RunContext& ctx);
   /// Behind the blocks so far.
   [[nodiscard]] ConstView hidden() const { return store_.read(0, store_.rows(), buffer_); }
-  /// Behind the last norm, once all blocks are done.
-  [[nodiscard]] calib::ActivationStore finish() &&;
+  /// Behind the blocks that are left and the last norm: what the head reads.
+  [[nodiscard]] calib::ActivationStore finish(const RunContext& ctx) &&;
 
  private:
   const arch::Model* model_;
@@ -34,12 +34,6 @@ class ForwardPass {
   mutable Mat buffer_;
   int64_t blocks_done_ = 0;
 };
-
-/// Final hidden states of B sequences of L tokens, after the last norm: what the head reads.
-/// Shapes and memory as with ForwardPass.
-[[nodiscard]] calib::ActivationStore hidden_states(
-    const RunContext& ctx, const arch::Model& model, std::span<const int32_t> ids, int64_t seq_len,
-    const std::function<void(int64_t blocks_done)>& advanced);
 
 /// Rows whose logits exist at a time.
 constexpr int64_t kRowsPerPass = 256;

@@ -142,7 +142,7 @@ Likelihood one_at_a_time(const arch::Model& model, const ScoredText& text) {
   const RunContext ctx = two_threads();
   std::vector<int32_t> ids = text.ids;
   const auto length = std::ssize(ids);
-  const auto hidden = hidden_states(ctx, model, ids, length, [](int64_t) {});
+  const auto hidden = ForwardPass(model, ids, length).finish(ctx);
   Mat buffer;
   Mat logits(length, model.config().vocab_size);
   project_logits(ctx, hidden.read(0, length, buffer), read_head(model), logits);

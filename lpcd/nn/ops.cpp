@@ -327,17 +327,27 @@ void rms_norm_derivative_transpose(ConstView x, std::span<const float> weight, f
   }
 }
 
-double inner_product(ConstView x, ConstView y) {
+namespace {
+
+// Sum of term(x, y) over pairs of elements, in f64.
+template <typename Term>
+double sum_of_pairs(ConstView x, ConstView y, const Term& term) {
   LPCD_CHECK(x.rows() == y.rows() && x.cols() == y.cols());
   double sum = 0;
   for (int64_t r = 0; r < x.rows(); ++r) {
     const float* a = x.row(r);
     const float* b = y.row(r);
     for (int64_t c = 0; c < x.cols(); ++c) {
-      sum += static_cast<double>(a[c]) * static_cast<double>(b[c]);
+      sum += term(static_cast<double>(a[c]), static_cast<double>(b[c]));
     }
   }
   return sum;
+}
+
+}  // namespace
+
+double inner_product(ConstView x, ConstView y) {
+  return sum_of_pairs(x, y, [](double a, double b) { return a * b; });
 }
 
 double squared_angles(ConstView x, ConstView y) {
@@ -352,17 +362,7 @@ double squared_angles(ConstView x, ConstView y) {
 }
 
 double squared_distance(ConstView x, ConstView y) {
-  LPCD_CHECK(x.rows() == y.rows() && x.cols() == y.cols());
-  double sum = 0;
-  for (int64_t r = 0; r < x.rows(); ++r) {
-    const float* a = x.row(r);
-    const float* b = y.row(r);
-    for (int64_t c = 0; c < x.cols(); ++c) {
-      const double delta = static_cast<double>(a[c]) - static_cast<double>(b[c]);
-      sum += delta * delta;
-    }
-  }
-  return sum;
+  return sum_of_pairs(x, y, [](double a, double b) { return (a - b) * (a - b); });
 }
 
 double squared_norm(ConstView x) {

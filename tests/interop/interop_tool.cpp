@@ -65,7 +65,7 @@ void write_logits(const std::string& path, const std::string& ids_path, int64_t 
   const io::MappedFile file(ids_path);
   std::vector<int32_t> ids(file.bytes().size() / sizeof(int32_t));
   std::memcpy(ids.data(), file.bytes().data(), file.bytes().size());
-  const auto hidden = eval::hidden_states(ctx, model, ids, length, [](int64_t) {});
+  const auto hidden = eval::ForwardPass(model, ids, length).finish(ctx);
   Mat buffer;
   Mat logits(hidden.rows(), model.config().vocab_size);
   eval::project_logits(ctx, hidden.read(0, hidden.rows(), buffer), eval::read_head(model), logits);
