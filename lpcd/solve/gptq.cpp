@@ -43,6 +43,26 @@ void PassOn(const float* error, const float* factor, int64_t count, int64_t rows
   }
 }
 
+// PassOn of kTogether errors, one row of factors each, in the same order; columns are loaded and
+// stored once.
+void PassOnTogether(ConstView errors, ConstView factors, FloatView w) {
+  const Df d;
+  for_vectors(w.cols(), [&](auto load, auto store) HWY_ATTR {
+    const Vf e0 = load(errors.row(0));
+    const Vf e1 = load(errors.row(1));
+    const Vf e2 = load(errors.row(2));
+    const Vf e3 = load(errors.row(3));
+    for (int64_t j = 0; j < w.rows(); ++j) {
+      float* column = w.row(j);
+      Vf v = hn::NegMulAdd(e0, hn::Set(d, factors(0, j)), load(column));
+      v = hn::NegMulAdd(e1, hn::Set(d, factors(1, j)), v);
+      v = hn::NegMulAdd(e2, hn::Set(d, factors(2, j)), v);
+      v = hn::NegMulAdd(e3, hn::Set(d, factors(3, j)), v);
+      store(v, column);
+    }
+  });
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace lpcd::solve
 HWY_AFTER_NAMESPACE();
@@ -52,10 +72,12 @@ namespace lpcd::solve {
 
 HWY_EXPORT(ColumnError);
 HWY_EXPORT(PassOn);
+HWY_EXPORT(PassOnTogether);
 
 namespace {
 
 constexpr int64_t kLongestSearchedGroup = 256;
+constexpr int64_t kTogether = 4;  // columns whose errors are passed on together
 
 // GPTQ on one block of rows. Positions are columns in the order of the metric.
 class GptqRows {
@@ -194,7 +216,7 @@ class GptqRows {
     if (trial_.rows() != columns.rows() || trial_.cols() != columns.cols()) {
       trial_ = Mat::uninitialized(columns.rows(), columns.cols());
       trial_codes_.resize(static_cast<size_t>(columns.cols()));
-      trial_error_.resize(static_cast<size_t>(columns.cols()));
+      trial_errors_ = Mat::uninitialized(kTogether, columns.cols());
     }
     return trial_;
   }
@@ -214,18 +236,27 @@ class GptqRows {
     const ConstView upper = metric_.factor.upper;
     const int64_t length = trial_.rows();
     const auto rows = loss.size();
+    // Passing errors on inside a very long group would cost more than GPTQ itself.
+    const bool passes_on = length <= kLongestSearchedGroup;
     for (int64_t k = 0; k < length; ++k) {
       round(k);
+      float* error = trial_errors_.row(k % kTogether);
       HWY_DYNAMIC_DISPATCH(ColumnError)(trial_.row(k), decoded_.data(), upper(first + k, first + k),
-                                        trial_.cols(), trial_error_.data());
+                                        trial_.cols(), error);
       for (size_t r = 0; r < rows; ++r) {
-        loss[r] += static_cast<double>(trial_error_[r]) * static_cast<double>(trial_error_[r]);
+        loss[r] += static_cast<double>(error[r]) * static_cast<double>(error[r]);
       }
-      // Passing errors on inside a very long group would cost more than GPTQ itself.
-      if (k + 1 < length && length <= kLongestSearchedGroup) {
-        HWY_DYNAMIC_DISPATCH(PassOn)(trial_error_.data(), &upper(first + k, first + k + 1),
-                                     length - k - 1, trial_.cols(), trial_.cols(),
-                                     trial_.row(k + 1));
+      if (!passes_on || k + 1 == length) continue;
+      const int64_t begin = k / kTogether * kTogether;
+      const int64_t end = std::min(length, begin + kTogether);
+      if (k + 1 < end) {
+        HWY_DYNAMIC_DISPATCH(PassOn)(error, &upper(first + k, first + k + 1), end - k - 1,
+                                     trial_.cols(), trial_.cols(), trial_.row(k + 1));
+      } else {
+        const int64_t rest = length - end;
+        HWY_DYNAMIC_DISPATCH(PassOnTogether)(
+            trial_errors_, upper.rows_range(first + begin, kTogether).cols_range(first + end, rest),
+            trial_.view().rows_range(end, rest));
       }
     }
   }
@@ -305,7 +336,7 @@ class GptqRows {
   // of the scale search
   Mat trial_;
   std::vector<float> trial_codes_;
-  std::vector<float> trial_error_;
+  Mat trial_errors_;  // of the last kTogether columns
 };
 
 }  // namespace
