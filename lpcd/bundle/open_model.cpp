@@ -63,7 +63,11 @@ arch::Model open_model(const std::string& path) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (!fs::exists(status)) {
-    raise(ErrorCode::kFileNotFound, "{}: no such file or directory", path);
+    raise(
+        ErrorCode::kFileNotFound,
+        "{}: no such file or directory; nothing is downloaded: give a GGUF file, or the directory "
+        "that holds config.json",
+        path);
   }
   if (fs::is_directory(status)) return open_directory(path);
   if (io::is_gguf_file(path)) return arch::Model::from_gguf(path);

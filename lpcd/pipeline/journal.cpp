@@ -335,6 +335,12 @@ void check_same_fingerprint(const Json& stored, const Json& current) {
     const std::string now = value(flat_current, key);
     if (before != now) differences.push_back(fmt::format("{} was {}, is {}", key, before, now));
   }
+  constexpr size_t kShown = 3;
+  if (differences.size() > kShown) {
+    const size_t more = differences.size() - kShown;
+    differences.resize(kShown);
+    differences.push_back(fmt::format("and {} more", more));
+  }
   if (!differences.empty()) {
     raise(ErrorCode::kResumeMismatch,
           "cannot resume: {}; use the options of the first run, or another --out",

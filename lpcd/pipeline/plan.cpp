@@ -558,7 +558,7 @@ std::string describe(const Plan& plan, double flops_per_second) {
   }
   line("disk", fmt::format("{} at most while it runs", format_bytes(plan.disk_bytes)));
   if (flops_per_second > 0 && plan.total_flops > 0) {
-    // Between all of the measured GEMM rate and a third of it.
+    // Runs reach 0.4 to 0.8 of the measured GEMM rate.
     const double best = plan.total_flops / flops_per_second;
     line("time", fmt::format("{} to {} at {:.0f} GFLOP/s", format_duration(best / 0.8),
                              format_duration(best / 0.4), flops_per_second / 1e9));
