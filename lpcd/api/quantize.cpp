@@ -54,12 +54,21 @@ class QuantizeJob {
             options_.calib);
     }
     rate_ = linalg::measure_gemm_rate(ctx_);
-    result.plan = pipeline::describe(plan_, rate_);
+    pipeline::MachineSpeed speed{.flops_per_second = rate_};
+    const bool rereads = plan_.sampling && !plan_.sampling_keeps_weights;
+    if (rereads) speed.read_seconds = seconds_to_read_blocks();
+    result.plan = pipeline::describe(plan_, speed);
     for (const auto& format : formats_) {
       result.plan += fmt::format("{:<14}{}: {}\n", "output", format->text(),
                                  format_bytes(output_bytes(*format)));
     }
     if (options_.dry_run) return result;
+    if (rereads && !journal_.exists()) {
+      ctx_.warn(fmt::format(
+          "--calib self: the model does not fit in memory and is read again {} times to write its "
+          "text, {} each; --calib FILE needs none of that",
+          plan_.sampling->passes, format_duration(speed.read_seconds)));
+    }
 
     if (options_.out.empty()) raise(ErrorCode::kBadOption, "quantize needs --out DIR");
     if (!journal_.exists()) api::require_empty(options_.out);
@@ -99,6 +108,12 @@ class QuantizeJob {
       options_.samples = ids.sequences();
       options_.seq_len = ids.seq_len;
     }
+  }
+
+  [[nodiscard]] double seconds_to_read_blocks() const {
+    const auto start = Clock::now();
+    (void)model_.read_block(0);
+    return seconds_since(start) * static_cast<double>(plan_.blocks);
   }
 
   [[nodiscard]] std::string record_path() const { return options_.out + "/record.json"; }
@@ -196,8 +211,9 @@ class QuantizeJob {
                                   .text_key = options_.text_key};
     const text::Tokenizer* tokenizer = tokenizer_ ? &*tokenizer_ : nullptr;
     if (options_.calib == "self") {
+      const uint64_t budget = plan_.sampling_keeps_weights ? plan_.sampling->weight_bytes : 0;
       return calib::sample_from_model(ctx_, model_, tokenizer, d, options_.self_temperature,
-                                      plan_.memory_limit / 2);
+                                      budget);
     }
     return calib::load_dataset(options_.calib, tokenizer, d);
   }

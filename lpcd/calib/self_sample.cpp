@@ -15,12 +15,33 @@ namespace {
 // for the key-value cache to stay below 4 GiB. Depends on the model only: a product's last bits may
 // depend on its number of rows, and the text must not depend on the memory budget.
 constexpr int64_t kMaxBatch = 64;
-constexpr int64_t kMaxCacheBytes = int64_t{4} << 30;
+constexpr uint64_t kMaxCacheBytes = uint64_t{4} << 30;
 
 // 53 random bits as a number in [0, 1).
 double uniform01(std::mt19937_64& rng) { return static_cast<double>(rng() >> 11) * 0x1.0p-53; }
 
 }  // namespace
+
+SamplingCost sampling_cost(const arch::ModelConfig& c, int64_t samples, int64_t seq_len) {
+  const auto f32 = [](int64_t rows, int64_t cols) {
+    return sizeof(float) * static_cast<uint64_t>(rows) * static_cast<uint64_t>(cols);
+  };
+  const uint64_t cache = 2 * f32(seq_len, c.blocks * c.kv_heads * c.head_dim);  // of a sequence
+  SamplingCost cost;
+  cost.batch = std::clamp<int64_t>(static_cast<int64_t>(kMaxCacheBytes / cache), 1,
+                                   std::min(kMaxBatch, samples));
+  cost.passes = ceil_div(samples, cost.batch) * (seq_len - 1);
+  const auto tokens = static_cast<double>(samples) * static_cast<double>(seq_len - 1);
+  const double attention = 2.0 * static_cast<double>(c.blocks * c.heads * c.head_dim * seq_len);
+  cost.flops =
+      tokens *
+      (2.0 * static_cast<double>(c.linear_parameters() * c.blocks + c.vocab_size * c.hidden) +
+       attention);
+  cost.weight_bytes = f32(c.linear_parameters(), c.blocks);
+  cost.bytes = static_cast<uint64_t>(cost.batch) * cache + f32(cost.batch, c.vocab_size) +
+               f32((c.tied_head ? 1 : 2) * c.vocab_size, c.hidden) + f32(c.linear_parameters(), 1);
+  return cost;
+}
 
 int32_t draw_token(std::span<float> logits, double temperature, double uniform) {
   const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
@@ -42,9 +63,7 @@ Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
   data.ids.resize(static_cast<size_t>(options.samples * options.seq_len));
   data.sources = {{"self", options.samples * options.seq_len, options.samples * options.seq_len}};
 
-  const int64_t cache_per_sequence = 8 * options.seq_len * c.blocks * c.kv_heads * c.head_dim;
-  const int64_t batch = std::clamp<int64_t>(kMaxCacheBytes / cache_per_sequence, 1,
-                                            std::min(kMaxBatch, options.samples));
+  const int64_t batch = sampling_cost(c, options.samples, options.seq_len).batch;
   const double total = static_cast<double>(options.samples * options.seq_len);
 
   for (int64_t first = 0; first < options.samples; first += batch) {

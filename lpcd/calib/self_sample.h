@@ -5,6 +5,17 @@
 
 namespace lpcd::calib {
 
+/// What sample_from_model() takes.
+struct SamplingCost {
+  int64_t batch = 0;   ///< sequences that are written side by side
+  int64_t passes = 0;  ///< over all weights; each adds a token to every sequence of a batch
+  double flops = 0;
+  uint64_t bytes = 0;         ///< of memory, with the weights of one block at a time
+  uint64_t weight_bytes = 0;  ///< of all blocks in f32: those that fit as well are read only once
+};
+[[nodiscard]] SamplingCost sampling_cost(const arch::ModelConfig& config, int64_t samples,
+                                         int64_t seq_len);
+
 /// Text that the model writes itself: `samples` sequences of seq_len tokens drawn at `temperature`
 /// from its own distribution, so that no data set is needed.
 ///

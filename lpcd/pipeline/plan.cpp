@@ -402,6 +402,23 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
   }
 }
 
+void plan_sampling(const arch::ModelConfig& c, Plan& plan) {
+  if (!plan.needs_calibration || plan.options.calib != "self") return;
+  plan.sampling = calib::sampling_cost(c, plan.sequences, plan.seq_len);
+  const uint64_t least = kBaseBytes + plan.sampling->bytes;
+  const uint64_t limit = plan.memory_limit;
+  if (least > limit) {
+    raise(ErrorCode::kMemoryBudget,
+          "--max-memory {} is too little for --calib self: writing its own text takes this model "
+          "{}; give it a text with --calib FILE",
+          format_bytes(limit), format_bytes(least));
+  }
+  const uint64_t weights = plan.sampling->weight_bytes;
+  plan.sampling_keeps_weights = weights <= limit / 2 && least + weights <= limit;
+  plan.sampling_memory = least + (plan.sampling_keeps_weights ? weights : 0);
+  plan.peak_memory = std::max(plan.peak_memory, plan.sampling_memory);
+}
+
 }  // namespace
 
 std::span<const Role> roles_of(Site site) {
@@ -511,6 +528,7 @@ Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_
 
   const arch::BlockForward forward(c, options.seq_len);
   plan_memory(c, forward.tiling(), plan);
+  plan_sampling(c, plan);
   plan_flops(c, forward, plan);
   const uint64_t state =
       plan.needs_calibration ? 2 * 2 * 4 * static_cast<uint64_t>(plan.tokens() * c.hidden) : 0;
@@ -518,7 +536,7 @@ Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_
   return plan;
 }
 
-std::string describe(const Plan& plan, double flops_per_second) {
+std::string describe(const Plan& plan, const MachineSpeed& speed) {
   const QuantizeOptions& o = plan.options;
   std::string text;
   const auto line = [&](std::string_view key, const std::string& value) {
@@ -542,6 +560,14 @@ std::string describe(const Plan& plan, double flops_per_second) {
   if (plan.needs_calibration) {
     line("calibration", fmt::format("{}: {} x {} = {} tokens", o.calib, plan.sequences,
                                     plan.seq_len, plan.tokens()));
+    if (plan.sampling) {
+      line("",
+           fmt::format("written by the model, {} sequences at a time: {} passes over its weights",
+                       plan.sampling->batch, plan.sampling->passes));
+      if (!plan.sampling_keeps_weights) {
+        line("", "which do not fit in memory and are read for each; --calib FILE needs none");
+      }
+    }
     line("arithmetic", fmt::format("{:.3g} TFLOP", plan.total_flops / 1e12));
     for (const auto& [name, flops] : plan.flops)
       line("", fmt::format("{:<20}{:5.1f} %", name, 100 * flops / plan.total_flops));
@@ -552,16 +578,28 @@ std::string describe(const Plan& plan, double flops_per_second) {
                              format_bytes(plan.memory_limit)));
   for (const auto& [name, bytes] : plan.memory)
     line("", fmt::format("{:<28}{:>12}", name, format_bytes(bytes)));
+  if (plan.sampling) {
+    line("", fmt::format("{:<28}{:>12}", "before, to write the text",
+                         format_bytes(plan.sampling_memory)));
+  }
   if (plan.activations_on_disk) line("", "activations are kept on disk");
   if (plan.quantized_stream && !plan.keep_ffn_activations) {
     line("", "gate and up projections are computed twice to save memory");
   }
   line("disk", fmt::format("{} at most while it runs", format_bytes(plan.disk_bytes)));
-  if (flops_per_second > 0 && plan.total_flops > 0) {
+  if (speed.flops_per_second > 0 && plan.total_flops > 0) {
     // Runs reach 0.4 to 0.8 of the measured GEMM rate.
-    const double best = plan.total_flops / flops_per_second;
-    line("time", fmt::format("{} to {} at {:.0f} GFLOP/s", format_duration(best / 0.8),
-                             format_duration(best / 0.4), flops_per_second / 1e9));
+    double flops = plan.total_flops;
+    double reading = 0;
+    if (plan.sampling) {
+      flops += plan.sampling->flops;
+      if (!plan.sampling_keeps_weights) {
+        reading = speed.read_seconds * static_cast<double>(plan.sampling->passes);
+      }
+    }
+    const double best = flops / speed.flops_per_second;
+    line("time", fmt::format("{} to {} at {:.0f} GFLOP/s", format_duration(best / 0.8 + reading),
+                             format_duration(best / 0.4 + reading), speed.flops_per_second / 1e9));
   }
   return text;
 }

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "lpcd/arch/block_forward.h"
 #include "lpcd/arch/model.h"
+#include "lpcd/calib/self_sample.h"
 #include "lpcd/format/grid.h"
 #include "lpcd/pipeline/options.h"
 #include "lpcd/submodules/coupled.h"
@@ -55,6 +57,11 @@ struct Plan {
   uint64_t memory_limit = 0;
   bool keep_ffn_activations = false;  ///< else gate and up are computed a second time
   bool activations_on_disk = false;
+
+  /// Where the model writes the calibration text itself.
+  std::optional<calib::SamplingCost> sampling;
+  uint64_t sampling_memory = 0;
+  bool sampling_keeps_weights = false;  ///< in memory; else they are read again for each pass
 
   std::vector<std::string> notes;  ///< what is done in another way than asked for, and why
 
@@ -106,8 +113,14 @@ struct Plan {
 /// FLOPs of relaxing one layer; `flops_per_token` those of Coupled::curvature().
 [[nodiscard]] double relax_flops(const Plan& plan, double flops_per_token);
 
-/// The plan as the dry run prints it. `flops_per_second` 0: no estimate of the time.
-[[nodiscard]] std::string describe(const Plan& plan, double flops_per_second);
+/// What was measured on the machine that is to carry out a plan.
+struct MachineSpeed {
+  double flops_per_second = 0;  ///< of a large product
+  double read_seconds = 0;      ///< of reading the weights of all blocks once
+};
+
+/// The plan as the dry run prints it. Without a speed there is no estimate of the time.
+[[nodiscard]] std::string describe(const Plan& plan, const MachineSpeed& speed);
 
 /// Memory of the machine or of the control group this process lives in, whichever is less.
 [[nodiscard]] uint64_t available_memory();

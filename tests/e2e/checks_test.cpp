@@ -6,6 +6,7 @@
 
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/lpcd.h"
+#include "lpcd/pipeline/plan.h"
 #include "tests/e2e/whole_run.h"
 #include "tests/support/errors.h"
 #include "tests/support/tiny_model.h"
@@ -58,6 +59,32 @@ TEST_F(ChecksTest, TooLittleMemoryIsSaidBeforeAnyWork) {
   o.max_memory = "10M";
   expect_error([&] { quantize(o, ctx_); }, ErrorCode::kMemoryBudget, "needs at least");
   EXPECT_FALSE(std::filesystem::exists(o.out));
+}
+
+TEST_F(ChecksTest, PlanCountsTheTextThatTheModelWrites) {
+  QuantizeOptions o = options("out");
+  o.calib = "self";
+  o.samples = 65;  // a batch of 64 and one of 1
+  o.seq_len = 31;
+  const arch::Model model = TinyModel{.blocks = 8}.open();
+  const auto planned = [&] { return pipeline::make_plan(model, o, uint64_t{1} << 30); };
+  pipeline::Plan plan = planned();
+  const auto text = [&] {
+    return pipeline::describe(plan, {.flops_per_second = 1e12, .read_seconds = 60});
+  };
+  EXPECT_TRUE(plan.sampling_keeps_weights);
+  EXPECT_NE(text().find("64 sequences at a time: 60 passes"), std::string::npos) << text();
+  EXPECT_EQ(text().find("1 h 00 min"), std::string::npos) << text();
+  plan.sampling_keeps_weights = false;
+  EXPECT_NE(text().find("are read for each"), std::string::npos) << text();
+  EXPECT_NE(text().find("1 h 00 min"), std::string::npos) << text();
+
+  o.samples = 64;
+  o.seq_len = 512;
+  o.max_memory = "200M";
+  expect_error([&] { (void)planned(); }, ErrorCode::kMemoryBudget, "too little for --calib self");
+  o.calib = "text.txt";
+  EXPECT_NO_THROW((void)planned());
 }
 
 TEST_F(ChecksTest, NothingCanBeHeldOutOfOneSequence) {
