@@ -17,6 +17,8 @@ import pathlib
 import runs
 
 # A strength that changes nothing makes a run of plain GPTQ carry the original along and measure errors.
+AS_PUBLISHED = ["--token-weights", "off", "--qep-strength", "0.5", "--qep-exclude", "down_proj",
+                "--lpcd-strength", "0.5"]  # fmt: skip
 METHODS = {
     "gptq": ["--qep-strength", "0.000001", "--lpcd", "none"],
     "qep": ["--lpcd", "none"],
@@ -24,6 +26,9 @@ METHODS = {
     "lpcd": ["--lpcd", "all"],
     "onecomp": ["--preset", "onecomp"],
     "onecomp-all": ["--preset", "onecomp", "--lpcd", "all"],
+    # The objectives of the papers with the projector of the defaults: all tokens alike, fixed strengths.
+    "qep-published": ["--lpcd", "none", *AS_PUBLISHED],
+    "residual-published": ["--lpcd", "residual", *AS_PUBLISHED],
 }
 COLOURS = {"gptq": "#888888", "qep": "#d08000", "residual": "#2070c0", "lpcd": "#c02020"}
 
@@ -66,7 +71,7 @@ def main():
     parser.add_argument("--text", required=True, help="text to predict")
     parser.add_argument("--bits", default="4,3,2")
     parser.add_argument("--max-tokens", type=int, default=65536)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default="gptq,qep,residual,lpcd,onecomp")
     parser.add_argument("--svg", help="write FILE-BITS.svg")
     args, extra = parser.parse_known_args()  # the rest goes to quantize
 
