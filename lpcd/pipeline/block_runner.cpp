@@ -30,8 +30,13 @@ FloatView sized(Mat& buffer, int64_t rows, int64_t cols) {
 class StreamSource final : public submodules::SequenceSource {
  public:
   StreamSource(const RunContext& ctx, const Plan& plan, const Streams& streams, int64_t chunk,
-               double face_value)
-      : ctx_(ctx), plan_(plan), streams_(streams), chunk_(chunk), face_value_(face_value) {}
+               double face_value, std::span<const float> y_q_energies)
+      : ctx_(ctx),
+        plan_(plan),
+        streams_(streams),
+        chunk_(chunk),
+        face_value_(face_value),
+        y_q_energies_(y_q_energies) {}
 
   int64_t tokens(Part part) const override { return plan_.tokens(part); }
   int64_t seq_len() const override { return plan_.seq_len; }
@@ -47,7 +52,10 @@ class StreamSource final : public submodules::SequenceSource {
       const ConstView x_q = streams_.quantized.read(r0, n, x_q_);
       std::vector<float> weights;
       if (plan_.options.token_weights) {
-        weights = submodules::token_weights(ctx_, y_f, x_q, face_value_);
+        const auto energies = y_q_energies_.empty() ? y_q_energies_
+                                                    : y_q_energies_.subspan(static_cast<size_t>(r0),
+                                                                            static_cast<size_t>(n));
+        weights = submodules::token_weights(ctx_, y_f, x_q, face_value_, energies);
       }
       body({.x_f = streams_.original.read(r0, n, x_f_),
             .x_q = x_q,
@@ -63,6 +71,7 @@ class StreamSource final : public submodules::SequenceSource {
   const Streams& streams_;
   int64_t chunk_;
   double face_value_;
+  std::span<const float> y_q_energies_;
   mutable Mat x_f_, x_q_, y_f_;
 };
 
@@ -171,11 +180,39 @@ double BlockRunner::face_value_weight() const {
   return mean > 0 ? plan_.options.massive_weight / mean : 0;
 }
 
-void BlockRunner::weigh_tokens(SiteMoments& moments, int64_t r0, int64_t n) {
+void BlockRunner::weigh_tokens(SiteMoments& moments, int64_t r0, int64_t n,
+                               std::span<const float> y_q_energies) {
   if (!plan_.options.token_weights || !both_streams()) return;
   const ConstView x_q = streams_->quantized.read(r0, n, xq_);
-  moments.set_weights(
-      submodules::token_weights(ctx_, streams_->target.read(r0, n, r_), x_q, face_value_weight()));
+  moments.set_weights(submodules::token_weights(ctx_, streams_->target.read(r0, n, r_), x_q,
+                                                face_value_weight(), y_q_energies));
+}
+
+FloatView BlockRunner::ffn_output_of(ConstView x_q, ConstView u_q) {
+  const FloatView y_q = sized(yq_, x_q.rows(), config_.hidden);
+  copy(x_q, y_q);
+  forward_.add_projection(ctx_, u_q, original_[Role::kDown], y_q);
+  return y_q;
+}
+
+std::vector<float> BlockRunner::ffn_energies() {
+  std::vector<float> energies;
+  if (!plan_.options.token_weights || !both_streams()) return energies;
+  for_chunks([&](Part /*part*/, int64_t r0, int64_t n) {
+    const FloatView x_q = streams_->quantized.read(r0, n, xq_);
+    const FloatView m = sized(aq_, n, config_.hidden);
+    const FloatView u_q = sized(uq_, n, config_.ffn);
+    timed("forward quantized", [&] {
+      forward_.ffn_norm(ctx_, quantized_, x_q, m);
+      forward_.ffn_activation(ctx_, quantized_, m, u_q);
+      const std::vector<float> chunk = submodules::row_energies(ctx_, ffn_output_of(x_q, u_q));
+      LPCD_CHECK(static_cast<int64_t>(energies.size()) == r0);
+      energies.insert(energies.end(), chunk.begin(), chunk.end());
+      return static_cast<double>(n) *
+             (forward_.ffn_activation_flops() + forward_.projection_flops(Role::kDown));
+    });
+  });
+  return energies;
 }
 
 void BlockRunner::attention_input() {
@@ -322,7 +359,14 @@ void BlockRunner::ffn_output() {
         return tokens * forward_.ffn_activation_flops();
       });
     }
-    weigh_tokens(moments, r0, n);
+    FloatView y_q;
+    if (plan_.options.token_weights && both_streams()) {
+      timed(primary_stage(), [&] {
+        y_q = ffn_output_of(x_q, u_q);
+        weigh_tokens(moments, r0, n, submodules::row_energies(ctx_, y_q));
+        return tokens * projection;
+      });
+    }
     timed("moments", [&] { return moments.add_inputs(ctx_, part, u_f, u_q, slab); });
     if (!plan_.original_stream) return;
     if (!both_streams()) {
@@ -336,13 +380,20 @@ void BlockRunner::ffn_output() {
     }
     if (!moments.wants_missing_output()) return;
     timed("moments", [&] {
-      const FloatView r = sized(r_, n, config_.hidden);
-      const bool residual = moments.output() == CrossMoments::Output::kResidual;
-      copy(residual ? x_q : streams_->original.read(r0, n, xf_), r);
-      forward_.add_projection(ctx_, u_q, original_[Role::kDown], r);
+      double flops = 0;
+      FloatView r = y_q;
+      if (moments.output() != CrossMoments::Output::kResidual) {
+        r = sized(r_, n, config_.hidden);
+        copy(streams_->original.read(r0, n, xf_), r);
+        forward_.add_projection(ctx_, u_q, original_[Role::kDown], r);
+        flops = tokens * projection;
+      } else if (r.empty()) {
+        r = ffn_output_of(x_q, u_q);
+        flops = tokens * projection;
+      }
       const FloatView y_f = streams_->target.read(r0, n, xf_);
       subtract(ctx_, y_f, r, r);
-      return tokens * projection + moments.add_missing(ctx_, part, r, y_f, u_q, slab);
+      return flops + moments.add_missing(ctx_, part, r, y_f, u_q, slab);
     });
   });
   if (both_streams()) std::swap(streams_->original, streams_->target);
@@ -563,7 +614,9 @@ void BlockRunner::settle(Role role) {
 void BlockRunner::descend(Half half) {
   const int64_t chunk = plan_.options.solver == Solver::kGd ? submodules::kAdamChunk * plan_.seq_len
                                                             : forward_.tiling().chunk_rows;
-  const StreamSource source(ctx_, plan_, *streams_, chunk, face_value_weight());
+  const std::vector<float> y_q_energies =
+      half == Half::kFfn && plan_.relaxes(half) ? ffn_energies() : std::vector<float>();
+  const StreamSource source(ctx_, plan_, *streams_, chunk, face_value_weight(), y_q_energies);
   for (const submodules::CoupledInfo* info : plan_.coupled) {
     if (info->half != half) continue;
     timed(("relax " + std::string(info->name)).c_str(), [&] {

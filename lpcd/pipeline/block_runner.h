@@ -77,7 +77,12 @@ class BlockRunner {
   [[nodiscard]] double face_value_weight() const;
   /// Hands the weights of the tokens of a chunk to the sums of a layer that ends on the residual
   /// stream.
-  void weigh_tokens(SiteMoments& moments, int64_t r0, int64_t n);
+  void weigh_tokens(SiteMoments& moments, int64_t r0, int64_t n,
+                    std::span<const float> y_q_energies = {});
+  /// y_q = x_q + u_q Wdown^T with the original's Wdown, in yq_.   x_q [t, D], u_q [t, F].
+  [[nodiscard]] FloatView ffn_output_of(ConstView x_q, ConstView u_q);
+  /// Its |y_q,t|^2 for all tokens, with gate and up as solved so far.
+  [[nodiscard]] std::vector<float> ffn_energies();
   /// Moments of the primary stream (and what is missing) at the input of a site.
   [[nodiscard]] SiteMoments start_moments(Site site) const;
   /// Solves and projects the layers that read one input, and puts their decoded weights into the
@@ -148,7 +153,7 @@ class BlockRunner {
   calib::ActivationStore attention_out_;  // z_q [T, Hq d]
   calib::ActivationStore ffn_out_;        // u_q [T, F], if kept
   // buffers of one chunk, reused
-  Mat xf_, xq_, af_, aq_, zf_, zq_, uf_, uq_, r_;
+  Mat xf_, xq_, af_, aq_, zf_, zq_, uf_, uq_, yq_, r_;
 };
 
 /// Quantizes a block from its weights alone, for plans that need no calibration.

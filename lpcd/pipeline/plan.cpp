@@ -328,6 +328,17 @@ void plan_flops(const arch::ModelConfig& c, const arch::BlockForward& forward, P
     block["forward quantized"] += pass;
     if (!plan.keep_ffn_activations)
       block["forward quantized"] += tokens * forward.ffn_activation_flops();
+    if (plan.original_stream && plan.options.token_weights) {
+      // What the half block makes of its input, for the weights of tokens; on the residual path
+      // counted with the moments already.
+      const double projection = forward.projection_flops(Role::kDown);
+      if (plan.layer(0, Role::kDown).cross.output != CrossMoments::Output::kResidual) {
+        block["forward quantized"] += tokens * projection;
+      }
+      if (plan.relaxes(submodules::Half::kFfn)) {
+        block["forward quantized"] += tokens * (forward.ffn_activation_flops() + projection);
+      }
+    }
   }
   for (const Site site :
        {Site::kAttentionInput, Site::kAttentionOutput, Site::kFfnInput, Site::kFfnOutput}) {
@@ -362,7 +373,7 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
     fixed.emplace_back("moments and factors",
                        3 * f32(widest, widest) + f32(c.hidden, widest) + held_out);
     const int64_t attention = 2 * c.hidden + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim;
-    const int64_t ffn = 3 * c.hidden + (plan.coupled.empty() ? 3 : 4) * c.ffn;
+    const int64_t ffn = 4 * c.hidden + (plan.coupled.empty() ? 3 : 4) * c.ffn;
     // Token weights: the inputs of the layer and what is missing at its output, once more.
     const bool weighs = plan.options.token_weights && plan.original_stream && plan.quantized_stream;
     const int64_t weighted = weighs ? widest + c.hidden : 0;
@@ -445,6 +456,10 @@ const LayerPlan& Plan::layer(int64_t block, Role role) const {
   }
   LPCD_CHECK(false);
   return layers[0][0];
+}
+
+bool Plan::relaxes(submodules::Half half) const {
+  return std::ranges::any_of(coupled, [&](const auto* info) { return info->half == half; });
 }
 
 uint64_t available_memory() {

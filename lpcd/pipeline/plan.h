@@ -96,6 +96,8 @@ struct Plan {
     }
   }
   [[nodiscard]] const LayerPlan& layer(int64_t block, arch::Role role) const;
+  /// Some submodule of several layers lies in that half of a block.
+  [[nodiscard]] bool relaxes(submodules::Half half) const;
 };
 
 /// Checks the options against each other and the model, resolves grids and submodules, and adds up

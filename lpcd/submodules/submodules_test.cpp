@@ -371,6 +371,13 @@ TEST(TokenWeights, AreRelativeToTheLargerStream) {
   for (size_t t = 0; t < weights.size(); ++t) {
     EXPECT_FLOAT_EQ(with_face_value[t], weights[t] + 0.25F) << t;
   }
+  // So does one that turns massive in the half block itself.
+  std::vector<float> y_q_energies(600, 0.0F);
+  y_q_energies[11] = 32e6F;
+  const std::vector<float> turned = token_weights(ctx, y_f, x_q, 0, y_q_energies);
+  for (size_t t = 0; t < weights.size(); ++t) {
+    EXPECT_FLOAT_EQ(turned[t], t == 11 ? 1e-6F : weights[t]) << t;
+  }
   double by_hand = 0;
   for (int64_t t = 0; t < 600; ++t) {
     for (int64_t c = 0; c < 32; ++c) {

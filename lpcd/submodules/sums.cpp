@@ -85,18 +85,31 @@ void scale_rows(const RunContext& ctx, std::span<const float> weights, FloatView
 }
 
 std::vector<float> token_weights(const RunContext& ctx, ConstView y_f, ConstView x_q,
-                                 double face_value) {
+                                 double face_value, std::span<const float> y_q_energies) {
   std::vector<float> weights(static_cast<size_t>(y_f.rows()));
   const auto width = static_cast<double>(y_f.cols());
   for_rows(ctx, y_f.rows(), [&](int64_t r0, int64_t n) {
     for (int64_t t = r0; t < r0 + n; ++t) {
-      const double energy =
+      double energy =
           std::max(nn::squared_norm(y_f.rows_range(t, 1)), nn::squared_norm(x_q.rows_range(t, 1)));
+      if (!y_q_energies.empty()) {
+        energy = std::max(energy, static_cast<double>(y_q_energies[static_cast<size_t>(t)]));
+      }
       weights[static_cast<size_t>(t)] =
           static_cast<float>(width / std::max(energy, 1e-20) + face_value);
     }
   });
   return weights;
+}
+
+std::vector<float> row_energies(const RunContext& ctx, ConstView x) {
+  std::vector<float> energies(static_cast<size_t>(x.rows()));
+  for_rows(ctx, x.rows(), [&](int64_t r0, int64_t n) {
+    for (int64_t t = r0; t < r0 + n; ++t) {
+      energies[static_cast<size_t>(t)] = static_cast<float>(nn::squared_norm(x.rows_range(t, 1)));
+    }
+  });
+  return energies;
 }
 
 double squared_angles(const RunContext& ctx, ConstView x, ConstView y) {

@@ -41,19 +41,23 @@ void subtract(const RunContext& ctx, ConstView x, ConstView y, FloatView out);
 void multiply(const RunContext& ctx, ConstView y, FloatView x);
 /// Rows t of x times sqrt(weights[t]); no weights: nothing.
 void scale_rows(const RunContext& ctx, std::span<const float> weights, FloatView x);
-/// D / max(|y_f,t|^2, |x_q,t|^2) for every token t: an error on the residual stream counts relative
-/// to the stream, as the norm in front of the next layer will see it. Without it a few tokens with
-/// massive activations outweigh all others; with the original's norm alone, a token that is massive
-/// only in the quantized model would.
+/// D / max(|y_f,t|^2, |x_q,t|^2, |y_q,t|^2) for every token t: an error on the residual stream
+/// counts relative to the stream, as the norm in front of the next layer will see it. Without it a
+/// few tokens with massive activations outweigh all others; with the original's norm alone, a token
+/// that is massive only in the quantized model would; with the norm of x_q beside it, one that
+/// turns massive in this half block.
 ///
 /// What is left of those few then is next to nothing, though attention in later layers rests on
 /// them: `face_value` is added, the same for all tokens.
 ///
-/// Shapes    y_f, x_q [t, D].
+/// Shapes    y_f, x_q [t, D]; y_q_energies: |y_q,t|^2 [t], or empty (not known).
 [[nodiscard]] std::vector<float> token_weights(const RunContext& ctx, ConstView y_f, ConstView x_q,
-                                               double face_value = 0);
+                                               double face_value = 0,
+                                               std::span<const float> y_q_energies = {});
 /// Sum over tokens of | x / |x| - y / |y| |^2: 0 to 4 each.
 [[nodiscard]] double squared_angles(const RunContext& ctx, ConstView x, ConstView y);
+/// Sum of squares of each row.
+[[nodiscard]] std::vector<float> row_energies(const RunContext& ctx, ConstView x);
 /// Sum of squares of each column.
 [[nodiscard]] std::vector<float> column_energies(ConstView w);
 
