@@ -16,17 +16,17 @@ import pathlib
 
 import runs
 
-# A strength that changes nothing makes a run of plain GPTQ carry the original along and measure errors.
+# The objectives of the papers, with the projector of the defaults: all tokens alike, fixed strengths.
 AS_PUBLISHED = ["--token-weights", "off", "--qep-strength", "0.5", "--qep-exclude", "down_proj",
                 "--lpcd-strength", "0.5"]  # fmt: skip
 METHODS = {
+    # A strength that changes nothing makes a run of plain GPTQ carry the original along and measure errors.
     "gptq": ["--qep-strength", "0.000001", "--lpcd", "none"],
     "qep": ["--lpcd", "none"],
     "residual": ["--lpcd", "residual"],
     "lpcd": ["--lpcd", "all"],
     "onecomp": ["--preset", "onecomp"],
     "onecomp-all": ["--preset", "onecomp", "--lpcd", "all"],
-    # The objectives of the papers with the projector of the defaults: all tokens alike, fixed strengths.
     "qep-published": ["--lpcd", "none", *AS_PUBLISHED],
     "residual-published": ["--lpcd", "residual", *AS_PUBLISHED],
 }
