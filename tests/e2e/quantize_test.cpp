@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -83,6 +85,71 @@ TEST_F(QuantizeTest, LpcdIsNeverWorseThanItsOwnBaseline) {
   }
   EXPECT_GT(chosen, 20);
   fmt::print("held-out error of the last block, LPCD over baseline: mean {:.3f}\n", sum / 20);
+}
+
+// Three channels of the feed-forward layers that open at a full stop and cancel each other: not
+// after rounding, so that full stops turn massive in the quantized half block alone.
+void add_cancelling_channels(TinyModel& tiny) {
+  const int64_t hidden = tiny.hidden;
+  const int64_t ffn = tiny.ffn;
+  std::mt19937_64 rng(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> stop(static_cast<size_t>(hidden));
+  std::vector<float> noise(static_cast<size_t>(2 * hidden));
+  for (float& v : stop) v = normal(rng) / std::sqrt(static_cast<float>(hidden));
+  for (float& v : noise) v = 0.2F * normal(rng);
+  tiny.edit = [=](const std::string& name, std::span<float> values) {
+    for (int64_t i = 0; i < hidden; ++i) {
+      const float s = stop[static_cast<size_t>(i)];
+      const float a = noise[static_cast<size_t>(i)];
+      const float b = noise[static_cast<size_t>(hidden + i)];
+      if (name.ends_with("embed_tokens.weight")) {
+        values[static_cast<size_t>('.' * hidden + i)] = 4 * s;
+      } else if (name.ends_with("gate_proj.weight")) {
+        for (int64_t r = 0; r < 3; ++r) values[static_cast<size_t>(r * hidden + i)] = 2 * s;
+      } else if (name.ends_with("up_proj.weight")) {
+        values[static_cast<size_t>(i)] = 2 * s + a;
+        values[static_cast<size_t>(hidden + i)] = b - s;
+        values[static_cast<size_t>(2 * hidden + i)] = -s - a - b;
+      } else if (name.ends_with("down_proj.weight")) {
+        for (int64_t c = 0; c < 3; ++c) values[static_cast<size_t>(i * ffn + c)] = 4;
+      }
+    }
+  };
+}
+
+// An error counts relative to the larger of the streams behind the half block, the original's and
+// the quantized one, and is at most fourfold then, however massive a token turns. Relative to the
+// original's alone, full stops (one byte in 60) would count more than all the rest together.
+TEST_F(QuantizeTest, TokensThatTurnMassiveInAHalfBlockDoNotOutweighOthers) {
+  TinyModel tiny{.blocks = 1};
+  add_cancelling_channels(tiny);
+  tiny.write(model_);
+  QuantizeOptions o = options("out");
+  o.bits = 2;
+  o.massive_weight = 0;
+  o.lpcd = {"gate", "ud", "residual"};
+  const Json record = parse_json(quantize(o, ctx_).record_json, "record");
+  constexpr double kLimit = 4;
+  bool up = false;
+  bool down = false;
+  for (const Json& layer : record.at("blocks").at(0).at("layers")) {
+    const auto name = layer.at("name").get<std::string>();
+    if (name.ends_with("up_proj.weight")) {
+      up = true;
+      const Json& relaxation = layer.at("relaxations").at(0);
+      EXPECT_GT(relaxation.at("baseline_face_value").get<double>(), 2 * kLimit);  // they do turn
+      EXPECT_LT(relaxation.at("baseline").get<double>(), kLimit);
+    } else if (name.ends_with("down_proj.weight")) {
+      down = true;
+      for (const Json& candidate : layer.at("candidates")) {
+        const double per_channel =
+            candidate.at("held_out").get<double>() / static_cast<double>(tiny.hidden);
+        EXPECT_LT(per_channel, kLimit);
+      }
+    }
+  }
+  EXPECT_TRUE(up && down);
 }
 
 // What the file decodes to must be what was computed, for every family, method and format.

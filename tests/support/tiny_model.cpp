@@ -112,6 +112,7 @@ std::vector<NamedTensor> TinyModel::tensors() const {
       t.info = {arch::hf_name(family, names.role, block), dtype, shape};
       std::vector<float> values(static_cast<size_t>(t.info.elements()));
       for (float& v : values) v = normal(rng);
+      if (edit) edit(t.info.name, values);
       t.data = format::encode_dense(t.info.name, values, dtype);
       result.push_back(std::move(t));
     }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,8 @@ struct TinyModel {
   bool tied = true;
   DType dtype = DType::kF32;
   uint64_t seed = 1;
+  /// Changes a tensor: Hugging Face name, values by rows.
+  std::function<void(const std::string& name, std::span<float> values)> edit;
 
   /// Its config.json.
   [[nodiscard]] Json config() const;
