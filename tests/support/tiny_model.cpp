@@ -46,10 +46,9 @@ constexpr int64_t kBytes = 256;
 const TinyModel kBigramShape{.vocab = kBytes, .hidden = kBytes, .blocks = 1, .tied = false};
 
 std::vector<NamedTensor> bigram_tensors(const BigramModel& model) {
-  std::vector<NamedTensor> tensors = kBigramShape.tensors();
-  for (NamedTensor& t : tensors) {
-    std::vector<float> values(static_cast<size_t>(t.info.elements()));
-    const std::string& name = t.info.name;
+  TinyModel shape = kBigramShape;
+  shape.edit = [&](const std::string& name, std::span<float> values) {
+    std::ranges::fill(values, 0.0F);
     if (name == "model.norm.weight") {
       std::ranges::fill(values, std::sqrt(1.0F / kBytes + 1e-5F));  // undoes the norm
     } else if (name.ends_with("norm.weight")) {
@@ -63,9 +62,8 @@ std::vector<NamedTensor> bigram_tensors(const BigramModel& model) {
         }
       }
     }
-    t.data = format::encode_dense(name, values, t.info.dtype);
-  }
-  return tensors;
+  };
+  return shape.tensors();
 }
 
 }  // namespace
