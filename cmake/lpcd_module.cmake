@@ -43,6 +43,6 @@ function(lpcd_add_unit_tests)
     add_executable(lpcd_tests_${name} ${sources})
     target_link_libraries(lpcd_tests_${name} PRIVATE lpcd_static lpcd_test_support lpcd_build_flags)
     gtest_discover_tests(lpcd_tests_${name} TEST_PREFIX "${name}/" DISCOVERY_TIMEOUT 60
-      PROPERTIES LABELS unit TIMEOUT 300)
+      PROPERTIES LABELS unit TIMEOUT 300 ENVIRONMENT ${LPCD_TEST_ENVIRONMENT})
   endforeach()
 endfunction()
