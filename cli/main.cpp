@@ -1,10 +1,15 @@
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <new>
+#include <system_error>
 
 #include "commands.h"
 
@@ -20,11 +25,33 @@ void on_signal(int /*signal*/) {
 }
 
 void install_signal_handlers() {
-  struct sigaction action{};
-  action.sa_handler = &on_signal;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    struct sigaction inherited{};
+    sigaction(number, nullptr, &inherited);
+    if (inherited.sa_handler == SIG_IGN) continue;  // nohup, or a job of a script
+    struct sigaction action{};
+    action.sa_handler = &on_signal;
+    sigaction(number, &action, nullptr);
+  }
   signal(SIGPIPE, SIG_DFL);
+}
+
+// A file of ours that got the number of a closed stream would receive what is printed: the number
+// is taken, and using it is an error.
+void occupy_closed_streams() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(fd, F_GETFD) != -1) continue;
+    if (open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd) return;
+  }
+}
+
+// A result that nobody received is not success.
+void flush_result() {
+  errno = 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+  throw Error(ErrorCode::kWriteFailed,
+              fmt::format("standard output: cannot write: {}; the result is not complete there",
+                          errno != 0 ? std::strerror(errno) : "an earlier write failed"));
 }
 
 // Two libraries read the environment when they are loaded, before main. Where that would be slow,
@@ -66,6 +93,7 @@ int run(int argc, char** argv) {
 
   CLI::App app("lpcd");
   app.allow_extras();
+  app.require_subcommand(0, 1);  // a second command's name is a path, or too much
   app.set_version_flag("--version", "lpcd " + version());
   app.formatter_fn(
       [](const CLI::App*, const std::string&, CLI::AppFormatMode) { return main_help(); });
@@ -80,6 +108,15 @@ int run(int argc, char** argv) {
   }
   for (const auto& command : commands) {
     if (!command->chosen()) continue;
+    const std::vector<std::string> before = app.remaining(false);
+    if (!before.empty()) {
+      const std::string& name = command->app()->get_name();
+      throw Error(
+          ErrorCode::kBadOption,
+          fmt::format("\"{}\" stands before the command {}; what belongs to it goes behind: "
+                      "lpcd {} ...",
+                      before[0], name, name));
+    }
     if (!command->app()->remaining(true).empty()) reject_extras(*command->app());
     return command->run(environment);
   }
@@ -106,6 +143,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using lpcd::ErrorCode;
+  lpcd::cli::occupy_closed_streams();
   lpcd::cli::prepare_environment(argv);
   lpcd::cli::install_signal_handlers();
   const auto fail = [](ErrorCode code, const char* message) {
@@ -113,12 +151,18 @@ int main(int argc, char** argv) {
     return lpcd::exit_code(code);
   };
   try {
-    return lpcd::cli::run(argc, argv);
+    const int code = lpcd::cli::run(argc, argv);
+    lpcd::cli::flush_result();
+    return code;
   } catch (const lpcd::Error& e) {
     return fail(e.code(), e.what());
   } catch (const std::bad_alloc&) {
     return fail(ErrorCode::kOutOfMemory,
                 "out of memory; lower --max-memory or --samples, or use a larger machine");
+  } catch (const std::system_error& e) {  // of fmt::print
+    return fail(
+        ErrorCode::kWriteFailed,
+        fmt::format("standard output: {}; the result is not complete there", e.what()).c_str());
   } catch (const std::exception& e) {
     return fail(ErrorCode::kInternal, e.what());
   }

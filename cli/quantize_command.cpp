@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <filesystem>
+
 #include "commands.h"
 
 namespace lpcd::cli {
@@ -28,6 +30,10 @@ class QuantizeCommand final : public Command {
       throw Error(ErrorCode::kBadOption,
                   "quantize needs --out DIR (or --dry-run); see lpcd quantize --help");
     }
+    if (json_ && options_.dry_run) {
+      throw Error(ErrorCode::kBadOption,
+                  "--json: the plan of --dry-run is text; leave one of the two out");
+    }
     ProgressLine progress(quiet_);
     const RunContext ctx = context(environment, progress);
     try {
@@ -41,6 +47,9 @@ class QuantizeCommand final : public Command {
     } catch (const Error& e) {
       progress.finish();
       if (e.code() != ErrorCode::kCancelled) throw;
+      if (!std::filesystem::exists(options_.out + "/.lpcd/run.json")) {
+        throw Error(e.code(), "stopped before the first block; there is nothing to go on with");
+      }
       throw Error(e.code(), "stopped; finished blocks are kept. Go on with: lpcd " +
                                 resume_command(environment));
     }
@@ -48,15 +57,15 @@ class QuantizeCommand final : public Command {
   }
 
  private:
-  // The preset decides the defaults that the help shows and the other options start from.
+  // The preset decides the defaults that the help shows and the other options start from. The last
+  // one counts, as of every option.
   static Preset preset_of(const std::vector<std::string>& arguments) {
+    std::string preset;
     for (size_t i = 0; i < arguments.size(); ++i) {
-      const bool joined = arguments[i] == "--preset=onecomp";
-      const bool apart =
-          arguments[i] == "--preset" && i + 1 < arguments.size() && arguments[i + 1] == "onecomp";
-      if (joined || apart) return Preset::kOnecomp;
+      if (arguments[i].starts_with("--preset=")) preset = arguments[i].substr(9);
+      if (arguments[i] == "--preset" && i + 1 < arguments.size()) preset = arguments[i + 1];
     }
-    return Preset::kDefault;
+    return preset == "onecomp" ? Preset::kOnecomp : Preset::kDefault;
   }
 
   static std::string resume_command(const Environment& environment) {

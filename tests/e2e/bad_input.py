@@ -200,11 +200,51 @@ with tempfile.TemporaryDirectory() as folder:
         (["eval"], ["PATH"]),
         (["eval", good, "--ppl-mode", "llama"], ["llama.cpp"]),
         (["generate", good], ["prompt"]),
+        (["--dry-run", "quantize", good, "--out", work / "x"], ["--dry-run", "stands before the command quantize"]),
+        (["--nonsense", "eval", good], ["--nonsense", "stands before"]),
+        (["stray", "inspect", good], ["stray", "stands before"]),
+        (["inspect", good, "eval", good], ["unexpected argument \"eval\""]),
+        (["quantize", good, "--out", work / "x", "--dry-run", "--json"], ["--json"]),
     ):
         cases += 1
         done = lpcd(*arguments)
         expect_error(done, 3 if arguments[0] == "generate" else USAGE, *parts, name=str(arguments))
     check(not (work / "x").exists(), "usage errors must not create the output")
+
+    # The last one counts, as of every option.
+    plain, first, last = (lpcd("quantize", *presets, "--help").stdout
+                          for presets in ([], ["--preset", "onecomp"], ["--preset=onecomp", "--preset", "default"]))  # fmt: skip
+    check(plain == last and plain != first, "--preset given twice")
+
+    # A command's name where a path is expected is a path.
+    done = lpcd("inspect", "eval", cwd=work)
+    expect_error(done, IO, "eval: no such file", name="a path called eval")
+
+    # Paths that the system refuses, and damaged files of a run.
+    for path, part in ((work / ("n" * 300), "too long"), (work / "loop" / "model", "symbolic links")):
+        if not (work / "loop").is_symlink():
+            (work / "loop").symlink_to("loop")
+        expect_error(lpcd("inspect", path), IO, part, name=str(path)[:80])
+        done, _ = quantize(good, "--calib", path, out=work / "y")
+        expect_error(done, IO, part, name="calibration text")
+        done, _ = quantize(good, out=path)
+        expect_error(done, IO, part, name="output")
+    done, run = quantize(good, out=work / "run")
+    check(done.returncode == 0, done.stderr)
+    for name in ("record.json", ".lpcd/run.json"):
+        kept = (run / name).read_bytes()
+        (run / name).write_text("{}")
+        done, _ = quantize(good, "--resume", out=run)
+        expect_error(done, INPUT, "JSON", name=f"damaged {name}")
+        (run / name).write_bytes(kept)
+
+    # A result that cannot be printed is no success.
+    for arguments in (["inspect", good, "--json"], ["eval", good, "--ppl", text, "--quiet"], ["--help"],
+                      ["generate", good, "--prompt", "the river", "--tokens", 4]):  # fmt: skip
+        for target in ("> /dev/full", ">&-"):
+            command = " ".join(["exec", *(f"'{a}'" for a in [LPCD, *arguments]), target])
+            done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+            expect_error(done, IO, "standard output", name=command)
 
     for command in ("quantize", "eval", "export", "generate", "inspect"):
         done = lpcd(command, "--help")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run at a safe point and say how to go on; that command works."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run at a safe point and say how to go on; that command works."""
 
 import shlex
 import signal
@@ -14,7 +14,7 @@ with tempfile.TemporaryDirectory() as folder:
     base = ["quantize", str(model), "--calib", str(text), "--samples", "24", "--seq-len", "128", "--group-size", "32",
             "--quiet", "--threads", "1"]  # fmt: skip
     check(lpcd(*base, "--out", work / "expected").returncode == 0, "plain run")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         out = work / f"out{number}"
         child = subprocess.Popen([LPCD, *base, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not (out / ".lpcd" / "blocks" / "00000" / "record.json").exists() and child.poll() is None:
