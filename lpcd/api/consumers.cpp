@@ -41,6 +41,14 @@ class Check {
   }
 
   void transformers() const {
+    for (const auto& block : plan_.layers) {
+      for (const pipeline::LayerPlan& layer : block) {
+        if (layer.grid.block == DType::kQ2_0) {
+          refuse(layer.name, "gguf 0.19, which transformers reads GGUF files with, knows no Q2_0",
+                 "--format gguf:q2_k");
+        }
+      }
+    }
     const pipeline::LayerPlan& first = plan_.layers[0][0];
     for (const auto& block : plan_.layers) {
       for (const pipeline::LayerPlan& layer : block) {

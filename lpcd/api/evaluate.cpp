@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "lpcd/api/boundary.h"
 #include "lpcd/api/machine.h"
 #include "lpcd/base/clock.h"
 #include "lpcd/base/raise.h"
@@ -169,9 +170,7 @@ EvaluateResult::TaskResult measure_task(const RunContext& ctx, const arch::Model
   return result;
 }
 
-}  // namespace
-
-EvaluateResult evaluate(const EvaluateOptions& options, const RunContext& outer) {
+EvaluateResult evaluate_unguarded(const EvaluateOptions& options, const RunContext& outer) {
   const auto start = Clock::now();
   const RunContext ctx = api::prepared(outer, options.threads);
   const arch::Model model = bundle::open_model(options.model);
@@ -198,6 +197,12 @@ EvaluateResult evaluate(const EvaluateOptions& options, const RunContext& outer)
   result.json = dump_json(to_json(resolved, result), 1);
   result.summary = summarize(resolved, result);
   return result;
+}
+
+}  // namespace
+
+EvaluateResult evaluate(const EvaluateOptions& options, const RunContext& outer) {
+  return api::with_typed_errors([&] { return evaluate_unguarded(options, outer); });
 }
 
 }  // namespace lpcd

@@ -1,5 +1,4 @@
-#include <filesystem>
-
+#include "lpcd/api/boundary.h"
 #include "lpcd/api/machine.h"
 #include "lpcd/api/output.h"
 #include "lpcd/base/raise.h"
@@ -10,6 +9,22 @@
 
 namespace lpcd {
 namespace {
+
+// The directory to write to, made and locked, without what a killed export left in it.
+class OutputDirectory {
+ public:
+  explicit OutputDirectory(const std::string& path) : lock_(made(path)) {
+    io::remove_temporaries(path);
+  }
+
+ private:
+  static const std::string& made(const std::string& path) {
+    io::make_directories(path);
+    return path;
+  }
+
+  io::DirectoryLock lock_;
+};
 
 // The command that makes a run whose grid a format stores.
 std::string remedy(const std::string& model, const format::OutputFormat& format) {
@@ -51,8 +66,10 @@ std::string export_run(const RunContext& ctx, const pipeline::Journal& journal,
   const std::string path = fields.string_at("model");
   if (!fields.bool_or("finished", false)) {
     raise(ErrorCode::kBadModel,
-          "{}: the run is not finished; go on with lpcd quantize {} --out {} --resume",
-          options.source, path, options.source);
+          "{}: the run is not finished; go on with lpcd quantize {} --out {} --resume and the "
+          "options it "
+          "was started with (lpcd inspect {} lists them)",
+          options.source, path, options.source, options.source);
   }
   const arch::Model model = bundle::open_model(path);
   const JsonFields fingerprint(fields.object_at("fingerprint"), fields.where());
@@ -65,6 +82,7 @@ std::string export_run(const RunContext& ctx, const pipeline::Journal& journal,
   check_grids(model, api::read_grids(journal, model.config().blocks), format,
               numeric.value("grid", "int"), tensor_types, options.source, path);
   const auto tokenizer = bundle::open_tokenizer(model);
+  const OutputDirectory locked(options.out);
   return api::write_output(ctx,
                            {.model = model,
                             .tokenizer = tokenizer ? &*tokenizer : nullptr,
@@ -75,26 +93,25 @@ std::string export_run(const RunContext& ctx, const pipeline::Journal& journal,
                            format, options.out);
 }
 
-}  // namespace
-
-std::string export_model(const ExportOptions& options, const RunContext& outer) {
+std::string export_model_unguarded(const ExportOptions& options, const RunContext& outer) {
   const RunContext ctx = api::prepared(outer, outer.threads);
   const auto format = format::parse_output_format(options.format);
   if (options.out.empty()) raise(ErrorCode::kBadOption, "export needs --out DIR");
+  if (pipeline::Journal(options.out).exists()) {
+    raise(ErrorCode::kOutputExists, "{}: holds a run; give another --out", options.out);
+  }
   api::require_empty(options.out);
   const pipeline::Journal journal(options.source);
-  if (journal.exists()) {
-    return export_run(ctx, journal, options, *format);
-  }
+  if (journal.exists()) return export_run(ctx, journal, options, *format);
   const arch::Model model = bundle::open_model(options.source);
   const bool plain = format->dense_type().has_value();
   if (!plain) {
     raise(ErrorCode::kBadOption, "{}: not a run of lpcd, so there are no codes to store; {}",
           options.source, remedy(options.source, *format));
   }
+  const OutputDirectory locked(options.out);
+  const std::string path = api::output_path(model, *format, options.out);
   if (format->container() == format::Container::kGguf) {
-    io::make_directories(options.out);
-    const std::string path = options.out + "/" + bundle::gguf_file_name(model, *format);
     bundle::write_gguf_file(ctx, {.model = &model, .format = format.get()}, path);
     return path;
   }
@@ -105,7 +122,13 @@ std::string export_model(const ExportOptions& options, const RunContext& outer) 
   contents.format = format.get();
   contents.max_shard_bytes = parse_bytes(options.shard_size, "shard-size");
   bundle::write_hf_directory(ctx, contents, options.out);
-  return options.out;
+  return path;
+}
+
+}  // namespace
+
+std::string export_model(const ExportOptions& options, const RunContext& outer) {
+  return api::with_typed_errors([&] { return export_model_unguarded(options, outer); });
 }
 
 }  // namespace lpcd

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <random>
 
+#include "lpcd/api/boundary.h"
 #include "lpcd/api/machine.h"
 #include "lpcd/arch/decoder.h"
 #include "lpcd/base/raise.h"
@@ -26,10 +27,8 @@ size_t complete_prefix(const std::string& text) {
   return size;
 }
 
-}  // namespace
-
-std::string generate(const GenerateOptions& options, const RunContext& outer,
-                     const std::function<void(std::string_view)>& on_text) {
+std::string generate_unguarded(const GenerateOptions& options, const RunContext& outer,
+                               const std::function<void(std::string_view)>& on_text) {
   const RunContext ctx = api::prepared(outer, outer.threads);
   const arch::Model model = bundle::open_model(options.model);
   const auto tokenizer = bundle::open_tokenizer(model);
@@ -69,6 +68,13 @@ std::string generate(const GenerateOptions& options, const RunContext& outer,
     ids.push_back(next);
   }
   return tokenizer->decode(ids);
+}
+
+}  // namespace
+
+std::string generate(const GenerateOptions& options, const RunContext& outer,
+                     const std::function<void(std::string_view)>& on_text) {
+  return api::with_typed_errors([&] { return generate_unguarded(options, outer, on_text); });
 }
 
 }  // namespace lpcd

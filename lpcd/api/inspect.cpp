@@ -1,5 +1,6 @@
 #include <map>
 
+#include "lpcd/api/boundary.h"
 #include "lpcd/api/machine.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/bundle/open_model.h"
@@ -73,6 +74,9 @@ Json describe_run(const pipeline::Journal& journal, const std::string& path) {
                {"options", run["fingerprint"]["options"]},
                {"blocks", run.value("blocks", int64_t{0})},
                {"blocks_done", done}};
+  for (const char* key : {"formats", "shard_size", "calib"}) {
+    if (run.contains(key)) json[key] = run[key];
+  }
   Json errors = Json::array();
   for (int64_t b = 0; b < done; ++b) {
     const Json record = journal.read_record(b);
@@ -132,6 +136,10 @@ std::string run_text(const Json& r) {
                         "go on with", r["model"].get<std::string>(), r["path"].get<std::string>());
   }
   text += "\noptions\n";
+  for (const auto& [key, flag] :
+       {std::pair{"formats", "format"}, {"shard_size", "shard-size"}, {"calib", "calib"}}) {
+    if (r.contains(key)) text += fmt::format("  {:<20}{}\n", flag, dump_json(r[key]));
+  }
   for (const auto& [key, value] : r["options"].items())
     text += fmt::format("  {:<20}{}\n", key, dump_json(value));
   text += "\noutput error of each block, relative, on the calibration text\n";
@@ -143,9 +151,7 @@ std::string run_text(const Json& r) {
   return text + "\n";
 }
 
-}  // namespace
-
-InspectResult inspect(const std::string& path) {
+InspectResult inspect_unguarded(const std::string& path) {
   InspectResult result;
   const pipeline::Journal journal(path);
   Json json = Json::object();
@@ -155,12 +161,24 @@ InspectResult inspect(const std::string& path) {
     finished = json["run"]["kind"] == "finished run";
     result.summary += run_text(json["run"]);
   }
-  if (finished) {
+  const auto models =
+      finished && journal.exists() ? bundle::models_below(path) : std::vector<std::string>();
+  for (const std::string& each : models) {  // a run with several formats
+    json["models"].push_back(describe_model(bundle::open_model(each)));
+    result.summary += model_text(json["models"].back());
+  }
+  if (finished && models.empty()) {
     json["model"] = describe_model(bundle::open_model(path));
     result.summary += model_text(json["model"]);
   }
   result.json = dump_json(json, 1);
   return result;
+}
+
+}  // namespace
+
+InspectResult inspect(const std::string& path) {
+  return api::with_typed_errors([&] { return inspect_unguarded(path); });
 }
 
 }  // namespace lpcd

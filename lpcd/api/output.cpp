@@ -56,7 +56,7 @@ std::vector<std::string> whole_formats(const std::vector<std::string>& parts) {
 std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptions& options) {
   const auto take = [&](const char* name, auto& option, const auto& value,
                         const format::OutputFormat& format) {
-    if (option != value && std::ranges::find(options.given, name) != options.given.end()) {
+    if (option != value && options.was_given(name)) {
       raise(ErrorCode::kBadOption, "--{} contradicts --format {}; leave one of them out", name,
             format.text());
     }
@@ -79,6 +79,14 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
       // "q4_k" and "q4_k_m" are the same.
       if (const auto given = format::Recipe::parse(options.grid)) options.grid = given->text();
       take("grid", options.grid, recipe, *mix);
+      for (const char* name : {"bits", "group-size", "sym"}) {
+        if (!options.was_given(name)) continue;
+        raise(
+            ErrorCode::kBadOption,
+            "--{} has no effect with --format {}, whose types decide; leave it out, or name types "
+            "with --tensor-type PATTERN=TYPE",
+            name, mix->text());
+      }
       continue;
     }
     if (first != nullptr && *first->grid() != *grid) {
@@ -99,6 +107,11 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
     }
   }
   if (formats.empty() && options.grid != "int") {
+    for (const char* name : {"bits", "group-size", "sym"}) {
+      if (!options.was_given(name)) continue;
+      raise(ErrorCode::kBadOption, "--{} has no effect with --grid {}; leave one of them out", name,
+            options.grid);
+    }
     options.grid = pipeline::parse_recipe(options.grid).text();
     formats.push_back(format::parse_output_format("gguf:" + options.grid));
   }
@@ -146,6 +159,12 @@ std::string output_directory(const std::string& out, const format::OutputFormat&
   return out + "/" + name;
 }
 
+std::string output_path(const arch::Model& model, const format::OutputFormat& format,
+                        const std::string& directory) {
+  if (format.container() != format::Container::kGguf) return directory;
+  return directory + "/" + bundle::gguf_file_name(model, format);
+}
+
 // Grids from the block records, without reading codes.
 LayerGrids read_grids(const pipeline::Journal& journal, int64_t blocks) {
   LayerGrids grids;
@@ -183,7 +202,7 @@ std::string write_output(const RunContext& ctx, const OutputJob& job,
   };
   if (format.container() == format::Container::kGguf) {
     io::make_directories(directory);
-    const std::string path = directory + "/" + bundle::gguf_file_name(job.model, format);
+    const std::string path = output_path(job.model, format, directory);
     bundle::write_gguf_file(ctx,
                             {.model = &job.model,
                              .format = &format,
@@ -211,8 +230,9 @@ void require_empty(const std::string& directory) {
     raise(ErrorCode::kOutputExists, "{}: is a file; give another --out", directory);
   }
   for (const auto& entry : fs::directory_iterator(directory, error)) {
-    // What a run that died in its first moments leaves behind is ours.
-    if (entry.path().filename() == ".lpcd" || entry.path().filename() == ".lpcd-lock") continue;
+    // What a process that died early leaves behind is ours.
+    const std::string name = entry.path().filename().string();
+    if (name == ".lpcd" || name == ".lpcd-lock" || io::is_temporary(name)) continue;
     raise(ErrorCode::kOutputExists, "{}: not empty and not a run of lpcd; give another --out",
           directory);
   }

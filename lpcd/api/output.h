@@ -25,6 +25,10 @@ void check_formats(const arch::Model& model, const pipeline::Plan& plan,
 [[nodiscard]] std::string output_directory(const std::string& out,
                                            const format::OutputFormat& format, size_t format_count);
 
+/// Where the model of one format can be opened: its directory, or the GGUF file in it.
+[[nodiscard]] std::string output_path(const arch::Model& model, const format::OutputFormat& format,
+                                      const std::string& directory);
+
 /// Types that a format gives to embedding and head, by its mix and --tensor-type.
 [[nodiscard]] std::function<std::optional<DType>(arch::Role)> matrix_types(
     const arch::Model& model, const format::OutputFormat& format,
@@ -44,13 +48,12 @@ struct OutputJob {
   uint64_t max_shard_bytes;
 };
 
-/// Writes one format of a finished run into a directory. Returns where a model can be opened: the
-/// directory, or the GGUF file in it.
+/// Writes one format of a finished run into a directory. Returns its output_path.
 [[nodiscard]] std::string write_output(const RunContext& ctx, const OutputJob& job,
                                        const format::OutputFormat& format,
                                        const std::string& directory);
 
-/// Throws kOutputExists unless the directory is absent, or holds nothing but what a run of ours
+/// Throws kOutputExists unless the directory is absent, or holds nothing but what a process of ours
 /// leaves when it dies before its first commit.
 void require_empty(const std::string& directory);
 

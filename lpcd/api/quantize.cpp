@@ -1,6 +1,7 @@
 #include <filesystem>
 #include <map>
 
+#include "lpcd/api/boundary.h"
 #include "lpcd/api/consumers.h"
 #include "lpcd/api/machine.h"
 #include "lpcd/api/output.h"
@@ -47,12 +48,7 @@ class QuantizeJob {
 
   QuantizeResult run() {
     QuantizeResult result;
-    if (plan_.needs_calibration && options_.calib != "self" && !fs::exists(options_.calib)) {
-      raise(ErrorCode::kFileNotFound,
-            "{}: cannot open: no such file; --calib takes self, FILE.txt, FILE.jsonl or "
-            "FILE.safetensors",
-            options_.calib);
-    }
+    check_calibration_source();
     rate_ = linalg::measure_gemm_rate(ctx_);
     pipeline::MachineSpeed speed{.flops_per_second = rate_};
     const bool rereads = plan_.sampling && !plan_.sampling_keeps_weights;
@@ -62,7 +58,10 @@ class QuantizeJob {
       result.plan += fmt::format("{:<14}{}: {}\n", "output", format->text(),
                                  format_bytes(output_bytes(*format)));
     }
-    if (options_.dry_run) return result;
+    if (options_.dry_run) {
+      warn_of_output();
+      return result;
+    }
     if (rereads && !journal_.exists()) {
       ctx_.warn(fmt::format(
           "--calib self: the model does not fit in memory and is read again {} times to write its "
@@ -71,7 +70,7 @@ class QuantizeJob {
     }
 
     if (options_.out.empty()) raise(ErrorCode::kBadOption, "quantize needs --out DIR");
-    if (!journal_.exists()) api::require_empty(options_.out);
+    check_output();
     io::make_directories(options_.out);
     const io::DirectoryLock lock(options_.out);
     const bool resumed = prepare_directory();
@@ -79,8 +78,7 @@ class QuantizeJob {
     const calib::Dataset data = calibration(resumed);
     open_journal(resumed, data);
     if (is_finished()) {
-      const Json record = read_record();
-      for (const Json& output : record.at("outputs")) result.outputs.push_back(output.at("path"));
+      for (const auto& format : formats_) result.outputs.push_back(output_path(*format));
       result.record_json = io::read_text_file(record_path(), kMaxRecordBytes);
       result.summary = summarize(result.outputs);
       return result;
@@ -103,10 +101,61 @@ class QuantizeJob {
       options_.hessian_from = HessianFrom::kOriginal;  // its plain GPTQ sees the original's inputs
     }
     if (options_.calib.ends_with(".safetensors")) {  // the ids decide
-      const calib::Dataset ids = calib::load_dataset(
-          options_.calib, nullptr, {.samples = options_.samples, .seq_len = options_.seq_len});
+      const calib::Dataset ids =
+          options_.resume && journal_.has_calibration()
+              ? journal_.load_calibration()
+              : calib::load_dataset(options_.calib, nullptr,
+                                    {.samples = options_.samples, .seq_len = options_.seq_len});
       options_.samples = ids.sequences();
       options_.seq_len = ids.seq_len;
+    }
+  }
+
+  // Before anything that takes time. A run that is gone on with has the token ids.
+  void check_calibration_source() const {
+    if (!plan_.needs_calibration || options_.calib == "self") return;
+    if (options_.resume && journal_.has_calibration()) return;
+    const char* const remedy = "--calib takes self, FILE.txt, FILE.jsonl or FILE.safetensors";
+    if (!io::exists(options_.calib)) {
+      raise(ErrorCode::kFileNotFound, "{}: cannot open: no such file; {}", options_.calib, remedy);
+    }
+    if (fs::is_directory(options_.calib)) {
+      raise(ErrorCode::kReadFailed, "{}: is a directory; {}", options_.calib, remedy);
+    }
+  }
+
+  // The directory is absent, empty, or holds a run that is to be gone on with.
+  void check_output() const {
+    if (!journal_.exists()) {
+      api::require_empty(options_.out);
+    } else if (!options_.resume) {
+      raise(ErrorCode::kOutputExists, "{}: holds {}", options_.out,
+            journal_.read_run().value("finished", false)
+                ? "a finished run; give another --out"
+                : "an unfinished run; add --resume to go on with it, or give another --out");
+    }
+  }
+
+  void check_disk(const std::string& directory) const {
+    const uint64_t needed = plan_.disk_bytes + output_bytes();
+    const uint64_t available = io::free_disk_bytes(directory);
+    if (available < needed) {
+      raise(ErrorCode::kOutOfDisk,
+            "{}: {} free, the run needs {}; free space or give another --out", options_.out,
+            format_bytes(available), format_bytes(needed));
+    }
+  }
+
+  // What the run would refuse, of a plan that was asked for.
+  void warn_of_output() const {
+    if (options_.out.empty()) return;
+    try {
+      check_output();
+      fs::path directory = fs::absolute(options_.out);
+      while (!io::exists(directory.string())) directory = directory.parent_path();
+      if (!journal_.exists()) check_disk(directory.string());
+    } catch (const Error& e) {
+      ctx_.warn(e.what());
     }
   }
 
@@ -128,16 +177,24 @@ class QuantizeJob {
     return bytes;
   }
 
+  [[nodiscard]] std::string output_path(const format::OutputFormat& format) const {
+    return api::output_path(model_, format,
+                            api::output_directory(options_.out, format, formats_.size()));
+  }
+
   // True if all that this run would write is there, as a finished run left it: its record tells
-  // what the work cost, and must not be replaced by what finding it done costs.
+  // what the work cost, and must not be replaced by what finding it done costs. Paths are those of
+  // now: the directory may have been moved.
   [[nodiscard]] bool is_finished() const {
-    if (!journal_.read_run().value("finished", false) || !fs::exists(record_path())) return false;
+    if (!journal_.read_run().value("finished", false) || !io::exists(record_path())) return false;
     const Json record = read_record();
     if (record.at("formats") != Json(options_.formats)) return false;
-    for (const Json& output : record.at("outputs")) {
-      const auto path = output.at("path").get<std::string>();
-      const bool complete = fs::is_regular_file(path) || fs::exists(path + "/config.json");
-      if (!complete || weight_bytes(path) != output.at("weight_bytes")) return false;
+    for (size_t i = 0; i < formats_.size(); ++i) {
+      const std::string path = output_path(*formats_[i]);
+      const bool complete = fs::is_regular_file(path) || io::exists(path + "/config.json");
+      if (!complete || weight_bytes(path) != record.at("outputs").at(i).at("weight_bytes")) {
+        return false;
+      }
     }
     return true;
   }
@@ -146,26 +203,13 @@ class QuantizeJob {
     return parse_json(io::read_text_file(record_path(), kMaxRecordBytes), "record.json");
   }
 
-  // True if there is a run to go on with. Called under the lock.
+  // True if there is a run to go on with. To be called under the lock.
   bool prepare_directory() {
     io::remove_temporaries(options_.out);
-    if (journal_.exists()) {
-      if (!options_.resume) {
-        raise(ErrorCode::kOutputExists, "{}: holds {}", options_.out,
-              journal_.read_run().value("finished", false)
-                  ? "a finished run; give another --out"
-                  : "an unfinished run; add --resume to go on with it, or give another --out");
-      }
-      return true;
-    }
+    check_output();  // another process may have been faster
+    if (journal_.exists()) return true;
     fs::remove_all(journal_.directory());  // of a run that died before it began
-    const uint64_t needed = plan_.disk_bytes + output_bytes();
-    const uint64_t available = io::free_disk_bytes(options_.out);
-    if (available < needed) {
-      raise(ErrorCode::kOutOfDisk,
-            "{}: {} free, the run needs {}; free space or give another --out", options_.out,
-            format_bytes(available), format_bytes(needed));
-    }
+    check_disk(options_.out);
     return false;
   }
 
@@ -202,20 +246,62 @@ class QuantizeJob {
 
   calib::Dataset calibration(bool resumed) {
     if (!plan_.needs_calibration) return {};
-    if (resumed && fs::exists(journal_.directory() + "/calibration.json")) {
-      return journal_.load_calibration();
-    }
-    const calib::DatasetOptions d{.samples = options_.samples,
-                                  .seq_len = options_.seq_len,
-                                  .seed = options_.seed,
-                                  .text_key = options_.text_key};
-    const text::Tokenizer* tokenizer = tokenizer_ ? &*tokenizer_ : nullptr;
+    if (resumed && journal_.has_calibration()) return journal_.load_calibration();
     if (options_.calib == "self") {
+      const text::Tokenizer* tokenizer = tokenizer_ ? &*tokenizer_ : nullptr;
       const uint64_t budget = plan_.sampling_keeps_weights ? plan_.sampling->weight_bytes : 0;
-      return calib::sample_from_model(ctx_, model_, tokenizer, d, options_.self_temperature,
-                                      budget);
+      return calib::sample_from_model(ctx_, model_, tokenizer, dataset_options(),
+                                      options_.self_temperature, budget);
     }
-    return calib::load_dataset(options_.calib, tokenizer, d);
+    return load_calibration_text();
+  }
+
+  [[nodiscard]] calib::DatasetOptions dataset_options() const {
+    return {.samples = options_.samples,
+            .seq_len = options_.seq_len,
+            .seed = options_.seed,
+            .text_key = options_.text_key};
+  }
+
+  [[nodiscard]] calib::Dataset load_calibration_text() const {
+    return calib::load_dataset(options_.calib, tokenizer_ ? &*tokenizer_ : nullptr,
+                               dataset_options());
+  }
+
+  // The token ids of the journal are used; --calib must name where they came from.
+  void check_same_calibration(const calib::Dataset& kept) const {
+    if (!plan_.needs_calibration) return;
+    const bool was_self = kept.sources.size() == 1 && kept.sources[0].name == "self";
+    const bool is_self = options_.calib == "self";
+    if (was_self && is_self) return;  // written by the model of the fingerprint, with its options
+    if (was_self == is_self) {
+      if (!io::exists(options_.calib)) {
+        ctx_.warn(
+            fmt::format("{}: no such file any more; going on with the tokens that were taken "
+                        "from it",
+                        options_.calib));
+        return;
+      }
+      if (load_calibration_text().hash() == kept.hash()) return;
+    }
+    raise(ErrorCode::kResumeMismatch,
+          "cannot resume: --calib {} does not give the tokens that the run started with, which are "
+          "from {}; give the text of the first run, or another --out",
+          options_.calib, kept.sources.empty() ? "elsewhere" : kept.sources[0].name);
+  }
+
+  // What is no part of the numbers, but of the files that are written.
+  void check_same_outputs(const Json& run) const {
+    const auto check = [&](const char* key, const char* flag, const Json& now) {
+      if (!run.contains(key) || run[key] == now) return;
+      raise(
+          ErrorCode::kResumeMismatch,
+          "cannot resume: --{} was {}, is {}; use that of the first run, and lpcd export to write "
+          "the finished run in another way",
+          flag, dump_json(run[key]), dump_json(now));
+    };
+    check("formats", "format", options_.formats);
+    check("shard_size", "shard-size", options_.shard_size);
   }
 
   [[nodiscard]] Json fingerprint(const calib::Dataset& data) const {
@@ -233,6 +319,8 @@ class QuantizeJob {
       const Json run = journal_.read_run();
       calibrated_ = run.value("calibration_seconds", calibrated_);
       pipeline::check_same_fingerprint(run.at("fingerprint"), current);
+      check_same_outputs(run);
+      check_same_calibration(data);
       const std::string before = run.value("arithmetic", "");
       if (before != arithmetic) {
         ctx_.warn(fmt::format("the run was started with {}, this is {}: the last bits may differ",
@@ -248,6 +336,9 @@ class QuantizeJob {
                      {"lpcd_version", version()},
                      {"model", fs::absolute(options_.model).string()},
                      {"fingerprint", current},
+                     {"formats", options_.formats},
+                     {"shard_size", options_.shard_size},
+                     {"calib", options_.calib},
                      {"arithmetic", arithmetic},
                      {"calibration_seconds", calibrated_},
                      {"blocks", plan_.blocks},
@@ -378,7 +469,7 @@ class QuantizeJob {
 }  // namespace
 
 QuantizeResult quantize(const QuantizeOptions& options, const RunContext& ctx) {
-  return QuantizeJob(options, ctx).run();
+  return api::with_typed_errors([&] { return QuantizeJob(options, ctx).run(); });
 }
 
 }  // namespace lpcd

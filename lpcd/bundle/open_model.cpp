@@ -1,5 +1,8 @@
 #include "lpcd/bundle/open_model.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 
@@ -27,17 +30,41 @@ std::optional<std::string> only_gguf_file(const std::string& directory) {
   return found;
 }
 
-arch::Model open_directory(const std::string& path) {
-  const std::string config_path = path + "/config.json";
-  if (!fs::exists(config_path)) {
-    if (const auto file = only_gguf_file(path)) return arch::Model::from_gguf(*file);
-    if (fs::exists(path + "/.lpcd/run.json")) {
-      raise(ErrorCode::kBadModel,
-            "{}: an unfinished run; finish it with lpcd quantize ... --out {} --resume", path,
-            path);
-    }
+bool is_model_directory(const std::string& path) {
+  return io::exists(path + "/config.json") || only_gguf_file(path);
+}
+
+// The path is a directory without a model: says why, where that is known.
+[[noreturn]] void refuse_directory(const std::string& path) {
+  const std::string run_path = path + "/.lpcd/run.json";
+  if (!io::exists(run_path)) {
     raise(ErrorCode::kBadModel,
           "{}: no config.json; give a Hugging Face model directory or a GGUF file", path);
+  }
+  const std::vector<std::string> models = models_below(path);
+  if (!models.empty()) {
+    raise(ErrorCode::kBadModel, "{}: a run with several formats; give one of them: {}", path,
+          fmt::join(models, ", "));
+  }
+  const Json run = parse_json(io::read_text_file(run_path, kMaxConfigBytes), run_path);
+  if (JsonFields(run, run_path).bool_or("finished", false)) {
+    raise(ErrorCode::kBadModel,
+          "{}: a finished run whose model is gone; lpcd export {} --format F --out DIR writes it "
+          "again",
+          path, path);
+  }
+  raise(ErrorCode::kBadModel,
+        "{}: an unfinished run; finish it with lpcd quantize ... --out {} --resume and the options "
+        "it "
+        "was started with (lpcd inspect {} lists them)",
+        path, path, path);
+}
+
+arch::Model open_directory(const std::string& path) {
+  const std::string config_path = path + "/config.json";
+  if (!io::exists(config_path)) {
+    if (const auto file = only_gguf_file(path)) return arch::Model::from_gguf(*file);
+    refuse_directory(path);
   }
   Json config = parse_json(io::read_text_file(config_path, kMaxConfigBytes), config_path);
   std::shared_ptr<const io::TensorSource> source = io::open_safetensors_directory(path);
@@ -59,17 +86,31 @@ arch::Model open_directory(const std::string& path) {
 
 }  // namespace
 
+std::vector<std::string> models_below(const std::string& directory) {
+  std::vector<std::string> models;
+  if (is_model_directory(directory)) return models;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    if (!entry.is_directory()) continue;
+    const std::string path = entry.path().string();
+    if (io::exists(path + "/config.json")) {
+      models.push_back(path);
+    } else if (const auto file = only_gguf_file(path)) {
+      models.push_back(*file);
+    }
+  }
+  std::ranges::sort(models);
+  return models;
+}
+
 arch::Model open_model(const std::string& path) {
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  if (!fs::exists(status)) {
+  if (!io::exists(path)) {
     raise(
         ErrorCode::kFileNotFound,
         "{}: no such file or directory; nothing is downloaded: give a GGUF file, or the directory "
         "that holds config.json",
         path);
   }
-  if (fs::is_directory(status)) return open_directory(path);
+  if (fs::is_directory(path)) return open_directory(path);
   if (io::is_gguf_file(path)) return arch::Model::from_gguf(path);
   raise(ErrorCode::kBadFile,
         "{}: not a GGUF file; for safetensors give the directory that holds config.json", path);

@@ -147,11 +147,15 @@ void make_directories(const std::string& path) {
   raise_system_error(ErrorCode::kWriteFailed, path, "create the directory", error);
 }
 
+bool is_temporary(std::string_view file_name) {
+  return file_name.starts_with('.') && file_name.find(kTemporaryMark) != std::string_view::npos;
+}
+
 void remove_temporaries(const std::string& directory) {
   std::error_code error;
-  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
-    const std::string name = it->path().filename().string();
-    if (!name.starts_with('.') || name.find(kTemporaryMark) == std::string::npos) continue;
+  fs::recursive_directory_iterator it(directory, error);
+  for (const fs::recursive_directory_iterator end; !error && it != end; it.increment(error)) {
+    if (!is_temporary(it->path().filename().string())) continue;
     std::error_code failed;
     fs::remove(it->path(), failed);
     if (failed) {

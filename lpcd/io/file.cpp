@@ -111,6 +111,13 @@ std::string read_file_start(const std::string& path, uint64_t max_bytes) {
   return text;
 }
 
+bool exists(const std::string& path) {
+  struct stat status{};
+  if (::stat(path.c_str(), &status) == 0) return true;
+  if (errno != ENOENT && errno != ENOTDIR) raise_read_error(path, "open", errno);
+  return false;
+}
+
 uint64_t free_disk_bytes(const std::string& path) {
   struct statvfs status{};
   int result = 0;

@@ -85,9 +85,17 @@ void write_file(const std::string& path, std::string_view text);
 /// mkdir -p; the new entries are durable on return. kWriteFailed with the system's reason.
 void make_directories(const std::string& path);
 
-/// Removes what killed processes left of their AtomicFiles in `directory`. To be called under the
-/// DirectoryLock, since a living process's temporary files look the same.
+/// True for the names of the temporary files of AtomicFiles.
+[[nodiscard]] bool is_temporary(std::string_view file_name);
+
+/// Removes what killed processes left of their AtomicFiles in `directory` and below (links are not
+/// followed). To be called under the DirectoryLock, since a living process's temporary files look
+/// the same.
 void remove_temporaries(const std::string& directory);
+
+/// True if there is anything at `path` (links are followed). kReadFailed where that cannot be told:
+/// no permission, a loop of links, a name that is too long.
+[[nodiscard]] bool exists(const std::string& path);
 
 /// Bytes available to this user on the file system of `path` (which must exist).
 [[nodiscard]] uint64_t free_disk_bytes(const std::string& path);

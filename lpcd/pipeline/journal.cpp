@@ -143,7 +143,7 @@ format::GridSpec stored_grid(const JsonFields& layer) {
 
 Journal::Journal(std::string directory) : directory_(std::move(directory) + "/.lpcd") {}
 
-bool Journal::exists() const { return std::filesystem::exists(directory_ + "/run.json"); }
+bool Journal::exists() const { return io::exists(directory_ + "/run.json"); }
 
 void Journal::create(const Json& run) {
   io::make_directories(directory_ + "/blocks");
@@ -175,6 +175,8 @@ void Journal::save_calibration(const calib::Dataset& data) {
   pending.commit();
 }
 
+bool Journal::has_calibration() const { return io::exists(directory_ + "/calibration.json"); }
+
 calib::Dataset Journal::load_calibration() const {
   calib::DatasetOptions all;
   all.samples = int64_t{1} << 40;
@@ -201,7 +203,7 @@ std::string Journal::block_directory(int64_t block) const {
 
 int64_t Journal::committed_blocks() const {
   int64_t count = 0;
-  while (std::filesystem::exists(block_directory(count) + "/record.json")) ++count;
+  while (io::exists(block_directory(count) + "/record.json")) ++count;
   return count;
 }
 
@@ -271,7 +273,7 @@ void Journal::save_state(int64_t blocks, const Streams& streams) {
 
 std::optional<int64_t> Journal::load_state(Streams& streams) const {
   const std::string path = directory_ + "/state.bin";
-  if (!std::filesystem::exists(path)) return std::nullopt;
+  if (!io::exists(path)) return std::nullopt;
   const io::MappedFile file(path);
   StateHeader header;
   const StateHeader expected;

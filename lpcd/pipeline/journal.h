@@ -39,6 +39,7 @@ class Journal {
   void update_run(const Json& run);
 
   void save_calibration(const calib::Dataset& data);
+  [[nodiscard]] bool has_calibration() const;
   [[nodiscard]] calib::Dataset load_calibration() const;
 
   /// Number of blocks committed, counted from the first.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
@@ -103,6 +104,9 @@ struct QuantizeOptions {
   /// Names of the options that the caller set himself, so that a contradiction (--bits 4 --format
   /// gptq:3,g64) can be told from a default. Not an option.
   std::vector<std::string> given;
+  [[nodiscard]] bool was_given(std::string_view name) const {
+    return std::find(given.begin(), given.end(), name) != given.end();
+  }
 
   /// Lists every option once: command line, help, record and fingerprint are made from this.
   template <class Self, class Visitor>

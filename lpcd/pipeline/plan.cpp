@@ -147,6 +147,15 @@ void check_options(const QuantizeOptions& o) {
             name, nearest(name, views));
     }
   }
+  if (o.holdout == 0 && o.percdamp.size() > 1 && o.was_given("percdamp")) {
+    raise(
+        ErrorCode::kBadOption,
+        "--percdamp: several values are chosen from on held-out sequences, and --holdout 0 leaves "
+        "none; give one value");
+  }
+  if (!o.own_metric && o.output_feedback && o.was_given("output-feedback")) {
+    raise(ErrorCode::kBadOption, "--output-feedback on has no effect with --own-metric off");
+  }
   const bool lpcd = !chosen_submodules(o).empty();
   if (o.hessian_from == HessianFrom::kOriginal && (o.qep || lpcd)) {
     raise(
@@ -173,9 +182,19 @@ void plan_blocks(const arch::Model& model, Plan& plan) {
   const QuantizeOptions& o = plan.options;
   const TensorTypes types(o.tensor_types);
   if (o.grid == "int") {
-    if (!o.tensor_types.empty() && o.formats.empty()) {
+    if (o.tensor_types.empty()) return;
+    const auto is_gguf = [](const std::string& f) { return f.starts_with("gguf:"); };
+    if (std::ranges::none_of(o.formats, is_gguf)) {
       raise(ErrorCode::kBadOption,
-            "--tensor-type is for grids of ggml blocks; add --format gguf:q4_k_m");
+            "--tensor-type is for types of ggml; add --format gguf:q4_k_m, or leave it out");
+    }
+    types.check_used(model);
+    for (const LayerPlan& layer : plan.layers[0]) {
+      if (!types.find(model, layer.role, 0)) continue;
+      raise(ErrorCode::kBadOption,
+            "--tensor-type: {} is on a grid of whole numbers, its type in the file follows from "
+            "that; name embedding and head only, or add --format gguf:q4_k_m",
+            layer.name);
     }
     return;
   }

@@ -52,6 +52,31 @@ TEST_F(ChecksTest, ContradictingOptionsAreRefusedBeforeAnyWork) {
   refused([](auto& o) { o.seq_len = 1024; }, "beyond the model's 512 positions");
   refused([](auto& o) { o.group_size = 0; }, "--group-size");
   refused([](auto& o) { o.max_memory = "lots"; }, "is not a size");
+  refused(
+      [](auto& o) {
+        o.holdout = 0;
+        o.given = {"percdamp"};
+      },
+      "--holdout 0 leaves none");
+  refused(
+      [](auto& o) {
+        o.own_metric = false;
+        o.given = {"output-feedback"};
+      },
+      "no effect with --own-metric off");
+}
+
+TEST_F(ChecksTest, DryRunWarnsOfAnOutputThatTheRunWouldRefuse) {
+  io::make_directories(dir_ / "taken");
+  io::write_file(dir_ / "taken/thesis.txt", "do not touch");
+  std::string warning;
+  ctx_.log = [&](LogLevel level, std::string_view text) {
+    if (level == LogLevel::kWarning) warning += text;
+  };
+  QuantizeOptions o = options("taken");
+  o.dry_run = true;
+  EXPECT_FALSE(quantize(o, ctx_).plan.empty());
+  EXPECT_NE(warning.find("not empty"), std::string::npos) << warning;
 }
 
 TEST_F(ChecksTest, TooLittleMemoryIsSaidBeforeAnyWork) {
@@ -136,6 +161,27 @@ TEST_F(ChecksTest, TensorTypesAndGgufContradictionsAreChecked) {
   refused([](auto& b) { b.formats = {"gguf:q4_0", "gptq:4,g32"}; }, "different grids");
   refused([](auto& b) { b.formats = {"gguf:q4_0", "gguf:q8_0"}; }, "different grids");
   refused([](auto& b) { b.formats = {"gguf:q7_k"}; }, "is not of the form");
+  refused([](auto& b) { b.given = {"group-size"}; },
+          "--group-size has no effect with --format gguf");
+  refused(
+      [](auto& b) {
+        b.formats.clear();
+        b.grid = "q4_0";
+        b.given = {"bits"};
+      },
+      "--bits has no effect with --grid q4_0");
+  refused(
+      [](auto& b) {
+        b.formats = {"gptq:3,g32"};
+        b.tensor_types = {"token_embd.weight=f16"};
+      },
+      "add --format gguf");
+  refused(
+      [](auto& b) {
+        b.formats = {"gguf:exact"};
+        b.tensor_types = {"*ffn_down*=q8_0"};
+      },
+      "name embedding and head only");
 }
 
 TEST_F(ChecksTest, LimitsOfTheConsumerAreCheckedBeforeAnyWork) {
@@ -156,6 +202,7 @@ TEST_F(ChecksTest, LimitsOfTheConsumerAreCheckedBeforeAnyWork) {
   refused("gptqmodel", "gptq:4,g32,asym", "use gptq:4,g32,asym,v2");
   refused("gptqmodel", "gptq:4,g48", "groups of 16, 32");
   refused("vllm", "gptq:4,g128", "whole groups only");
+  refused("transformers", "gguf:q2_0", "knows no Q2_0");
   refused("vlm", "ct:4,g32", "did you mean \"vllm\"");
   QuantizeOptions o = options("fits");
   o.formats = {"ct:3,g32"};

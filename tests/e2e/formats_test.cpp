@@ -224,5 +224,22 @@ TEST_F(FormatsTest, InspectKnowsModelsAndRuns) {
   EXPECT_EQ(json["run"]["output_errors"].size(), 2U);
 }
 
+TEST_F(FormatsTest, RunsWithSeveralFormatsAreShownAndNamed) {
+  QuantizeOptions o = options("run");
+  o.formats = {"gptq:3,g32", "dense:fp16"};
+  quantize(o, ctx_);
+  const Json json = parse_json(inspect(o.out).json, "inspect");
+  EXPECT_EQ(json["run"]["kind"], "finished run");
+  ASSERT_EQ(json["models"].size(), 2U);
+  EXPECT_EQ(json["models"][0]["path"], o.out + "/dense-fp16");
+  EXPECT_EQ(json["models"][1]["quantization"]["bits"], 3);
+  expect_error([&] { (void)bundle::open_model(o.out); }, ErrorCode::kBadModel,
+               "several formats; give one of them: " + o.out + "/dense-fp16");
+  std::filesystem::remove_all(o.out + "/dense-fp16");
+  std::filesystem::remove_all(o.out + "/gptq-3-g32");
+  expect_error([&] { (void)bundle::open_model(o.out); }, ErrorCode::kBadModel,
+               "whose model is gone");
+}
+
 }  // namespace
 }  // namespace lpcd

@@ -18,7 +18,20 @@ namespace {
 using testing::expect_error;
 using testing::file_bytes;
 using testing::TinyModel;
-using ResumeTest = testing::WholeRun;
+class ResumeTest : public testing::WholeRun {
+ protected:
+  // Runs until the first block is committed.
+  void stop_half_way(const QuantizeOptions& o) const {
+    std::atomic<bool> cancel{false};
+    RunContext ctx;
+    ctx.cancel = &cancel;
+    ctx.progress = [&](const Progress& p) {
+      cancel = p.stage == "quantize" && p.done > 0.6 * p.total;
+    };
+    expect_error([&] { quantize(o, ctx); }, ErrorCode::kCancelled, "stopped");
+    ASSERT_TRUE(io::exists(o.out + "/.lpcd/blocks/00000/record.json"));
+  }
+};
 
 // Stopped at many moments, resumed each time: always the bytes of the run that was not stopped.
 TEST_F(ResumeTest, ResumesToTheSameBytesWhereverItWasStopped) {
@@ -58,14 +71,8 @@ TEST_F(ResumeTest, ResumingAFinishedRunLeavesItsRecordAndMakesWhatIsMissing) {
 }
 
 TEST_F(ResumeTest, RefusesToResumeWithOtherOptionsAndNamesThem) {
-  std::atomic<bool> cancel{false};
-  RunContext ctx;
-  ctx.cancel = &cancel;
-  ctx.progress = [&](const Progress& p) {
-    cancel = p.stage == "quantize" && p.done > 0.6 * p.total;
-  };
   QuantizeOptions o = options("out");
-  expect_error([&] { quantize(o, ctx); }, ErrorCode::kCancelled, "stopped");
+  stop_half_way(o);
   expect_error([&] { quantize(o, ctx_); }, ErrorCode::kOutputExists, "add --resume");
   o.resume = true;
   o.percdamp = {"0.02"};
@@ -77,6 +84,96 @@ TEST_F(ResumeTest, RefusesToResumeWithOtherOptionsAndNamesThem) {
   o.resume = true;
   TinyModel{.seed = 5}.write(o.model);  // another model behind the same path
   expect_error([&] { quantize(o, ctx_); }, ErrorCode::kResumeMismatch, "model was");
+}
+
+// The token ids of the first run are kept: another text is refused, a text that is gone is no loss.
+TEST_F(ResumeTest, TheTextOfTheFirstRunDecides) {
+  quantize(options("whole"), ctx_);
+  QuantizeOptions o = options("out");
+  stop_half_way(o);
+  o.resume = true;
+  const std::string other = dir_ / "other.txt";
+  io::write_file(other, testing::random_text(60000, 8));
+  for (const std::string& calib : {other, std::string("self")}) {
+    QuantizeOptions wrong = o;
+    wrong.calib = calib;
+    expect_error([&] { quantize(wrong, ctx_); }, ErrorCode::kResumeMismatch,
+                 "--calib " + calib + " does not give the tokens that the run started with");
+  }
+  std::filesystem::remove(text_);
+  std::string warning;
+  RunContext ctx;
+  ctx.log = [&](LogLevel level, std::string_view text) {
+    if (level == LogLevel::kWarning) warning += text;
+  };
+  quantize(o, ctx);
+  EXPECT_NE(warning.find("no such file any more"), std::string::npos) << warning;
+  EXPECT_EQ(weights("out"), weights("whole"));
+}
+
+TEST_F(ResumeTest, TokenIdsInAFileAreKeptAsWell) {
+  quantize(options("whole"), ctx_);
+  const std::string ids = dir_ / "ids.safetensors";
+  std::filesystem::copy_file(dir_ / "whole/.lpcd/calibration.safetensors", ids);
+  QuantizeOptions o = options("out");
+  o.calib = ids;
+  stop_half_way(o);
+  std::filesystem::remove(ids);
+  o.resume = true;
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("out"), weights("whole"));
+}
+
+// Two formats in one folder would be read as one model.
+TEST_F(ResumeTest, RefusesToResumeInAnotherFormat) {
+  QuantizeOptions o = options("out");
+  const std::string before = (quantize(o, ctx_), weights("out"));
+  o.resume = true;
+  o.formats = {"dense:fp16"};
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kResumeMismatch, "lpcd export");
+  o = options("out");
+  o.resume = true;
+  o.shard_size = "300K";
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kResumeMismatch, "--shard-size was");
+  EXPECT_EQ(weights("out"), before);
+}
+
+// A folder that was copied is looked at itself, not where its record says that it was made.
+TEST_F(ResumeTest, AFinishedRunIsJudgedWhereItIs) {
+  QuantizeOptions o = options("first");
+  quantize(o, ctx_);
+  std::filesystem::copy(o.out, dir_ / "second", std::filesystem::copy_options::recursive);
+  std::filesystem::remove(dir_ / "second/model.safetensors");
+  o.out = dir_ / "second";
+  o.resume = true;
+  EXPECT_EQ(quantize(o, ctx_).outputs, std::vector<std::string>{o.out});
+  EXPECT_EQ(weights("second"), weights("first"));
+}
+
+TEST_F(ResumeTest, RemovesWhatKilledProcessesLeft) {
+  QuantizeOptions o = options("out");
+  stop_half_way(o);
+  const std::vector<std::string> left = {"/.model.safetensors.lpcd-tmp-1-0",
+                                         "/.lpcd/.state.bin.lpcd-tmp-1-0",
+                                         "/.lpcd/blocks/00000/.record.json.lpcd-tmp-1-0"};
+  for (const std::string& name : left) io::write_file(o.out + name, "half");
+  o.resume = true;
+  quantize(o, ctx_);
+  for (const std::string& name : left) EXPECT_FALSE(io::exists(o.out + name)) << name;
+  const std::string exported = dir_ / "exported";
+  io::make_directories(exported);
+  io::write_file(exported + "/.model.safetensors.lpcd-tmp-1-0", "half");
+  export_model({.source = o.out, .format = "dense:fp16", .out = exported}, ctx_);
+  EXPECT_FALSE(io::exists(exported + "/.model.safetensors.lpcd-tmp-1-0"));
+}
+
+TEST_F(ResumeTest, ExportsIntoARunAreRefused) {
+  quantize(options("done"), ctx_);
+  QuantizeOptions o = options("unfinished");
+  stop_half_way(o);
+  expect_error(
+      [&] { export_model({.source = dir_ / "done", .format = "dense:fp16", .out = o.out}, ctx_); },
+      ErrorCode::kOutputExists, "holds a run");
 }
 
 TEST_F(ResumeTest, LeavesOtherPeoplesDirectoriesAlone) {
