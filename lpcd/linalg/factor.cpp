@@ -107,10 +107,12 @@ InverseFactor factor_damped_inverse(const RunContext& ctx, ConstView h, const Da
             "second moment of input {} is not finite; activations overflowed, check the weights",
             k);
     }
-    diagonal[static_cast<size_t>(k)] = value == 0.0F ? 1.0F : value;
+    diagonal[static_cast<size_t>(k)] = value == 0.0F && damping.dead_count_as_one ? 1.0F : value;
   }
-  const double mean =
-      std::accumulate(diagonal.begin(), diagonal.end(), 0.0) / static_cast<double>(n);
+  const auto alive = n - std::ranges::count(diagonal, 0.0F);
+  const double sum = std::accumulate(diagonal.begin(), diagonal.end(), 0.0);
+  const double mean = alive > 0 ? sum / static_cast<double>(alive) : 1.0;
+  std::ranges::replace(diagonal, 0.0F, static_cast<float>(mean));
   const double first = damping.fraction * mean;
 
   InverseFactor factor;
@@ -139,7 +141,7 @@ InverseFactor factor_damped_inverse(const RunContext& ctx, ConstView h, const Da
           "diagonal (mean {:.3g}); use more calibration text or a larger --percdamp",
           factor.lambda, mean);
     }
-    factor.lambda += first * std::pow(10.0, attempt + 1);
+    factor.lambda += (first > 0 ? first : 1e-6 * mean) * std::pow(10.0, attempt + 1);
   }
   invert_lower(ctx, reversed);
   for (const double share : shape) {

@@ -24,7 +24,11 @@ void invert_lower(const RunContext& ctx, FloatView l);
 struct Damping {
   double fraction = 0.01;
   double power = 0;
-  /// Attempts before giving up. Attempt i > 0 adds 10^i times the first lambda.
+  /// Inputs whose second moment is exactly 0 get 1 on the diagonal, which also enters the mean that
+  /// `fraction` is relative to: the convention of GPTQ. Otherwise they get the mean of the others.
+  bool dead_count_as_one = false;
+  /// Attempts before giving up. Attempt i > 0 adds 10^i times the first lambda (of 0: times 1e-6 of
+  /// the mean).
   int max_attempts = 5;
 };
 

@@ -254,13 +254,26 @@ TEST(Factor, RaisesTheDampingStepByStepAndRecordsIt) {
   EXPECT_NEAR(f.lambda, 0.11, 1e-9);
   h(0, 1) = h(1, 0) = 1e9F;
   EXPECT_THROW((void)factor_damped_inverse(with_threads(1), h, {.fraction = 0.01}), Error);
+  h(0, 1) = h(1, 0) = 1.000005F;  // a singular moment of text that is too short
+  const InverseFactor from_zero = factor_damped_inverse(with_threads(1), h, {.fraction = 0});
+  EXPECT_EQ(from_zero.raised, std::vector<double>{0});
+  EXPECT_NEAR(from_zero.lambda, 1e-5 / 10 * 10, 1e-5);
 }
 
-TEST(Factor, DeadInputsCountAsOneAndNanIsRefused) {
+TEST(Factor, DeadInputsDoNotRaiseTheDampingOfOthersAndNanIsRefused) {
   Mat h(3, 3);
+  h(0, 0) = 2e-4F;
+  h(2, 2) = 4e-4F;
+  InverseFactor f = factor_damped_inverse(with_threads(1), h, {.fraction = 0.5});
+  EXPECT_NEAR(f.lambda, 0.5 * 3e-4, 1e-9);
+  EXPECT_NEAR(f.upper(1, 1), 1 / std::sqrt(4.5e-4), 1e-3);
+  EXPECT_TRUE(same_bits(factor_damped_inverse(with_threads(1), Mat(2, 2), {.fraction = 0.5}).upper,
+                        factor_damped_inverse(with_threads(1), Mat(2, 2),
+                                              {.fraction = 0.5, .dead_count_as_one = true})
+                            .upper));  // all are
   h(0, 0) = 2.0F;
   h(2, 2) = 3.0F;
-  const InverseFactor f = factor_damped_inverse(with_threads(1), h, {.fraction = 0.5});
+  f = factor_damped_inverse(with_threads(1), h, {.fraction = 0.5, .dead_count_as_one = true});
   EXPECT_NEAR(f.lambda, 0.5 * 2.0, 1e-9);  // mean of 2, 1, 3
   EXPECT_NEAR(f.upper(1, 1), 1 / std::sqrt(2.0), 1e-6);
   h(2, 2) = std::nanf("");

@@ -141,6 +141,11 @@ QuantizedLayers BlockRunner::run(int64_t block, arch::BlockWeights original, Str
   if (plan_.quantized_stream) block_output();
   streams.equal = false;
   for (const Role role : arch::kLinearRoles) record.layers.push_back(std::move(records_[role]));
+  // The next block's weights are read before the next call.
+  targets_.clear();
+  site_h_ = Mat();
+  original_ = {};
+  quantized_ = {};
   record.seconds = seconds_since(start);
   return std::move(layers_);
 }
@@ -449,7 +454,9 @@ void BlockRunner::block_output() {
 }
 
 linalg::Damping BlockRunner::damping_of(double fraction) const {
-  return {.fraction = fraction, .power = plan_.options.percdamp_power};
+  return {.fraction = fraction,
+          .power = plan_.options.percdamp_power,
+          .dead_count_as_one = plan_.solver.reference};
 }
 
 solve::Metric BlockRunner::metric_of(Mat h, double damping) const {
@@ -623,7 +630,7 @@ void BlockRunner::descend(Half half) {
       descend_on(*info, source);
       const auto coupled = info->make(forward_, original_);
       double flops = 0;
-      for (const Role role : info->relaxed) flops += relax_flops(plan_, coupled->flops(role));
+      for (const Role role : info->relaxed) flops += relax_flops(plan_, *coupled, role);
       return flops;
     });
   }

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <numeric>
 
+#include "lpcd/base/checked.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/pipeline/ggml_types.h"
 #include "lpcd/submodules/relax.h"
@@ -319,18 +320,20 @@ double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs, in
   return cholesky + n * k * per_weight;
 }
 
-// On held-out sequences: descent, curvature and candidates.
-double relax_flops(const Plan& plan, double flops_per_token) {
+double relax_flops(const Plan& plan, const submodules::Coupled& coupled, Role role) {
   const QuantizeOptions& o = plan.options;
+  // On held-out sequences: descent, curvature and candidates.
   double tokens = 4 * static_cast<double>(plan.tokens(submodules::Part::kHeldOut));
   const auto solved = static_cast<double>(plan.tokens(submodules::Part::kSolve));
+  double factors = 0;
   if (o.solver == Solver::kGd) {
     tokens += o.gd_steps * solved;
   } else {
     tokens +=
         solved + o.cg_iterations * static_cast<double>(plan.tokens(submodules::Part::kSample));
+    factors = coupled.factor_flops(role) * solved;
   }
-  return o.alt_steps * flops_per_token * tokens;
+  return o.alt_steps * (coupled.flops(role) * tokens + factors);
 }
 
 namespace {
@@ -367,7 +370,7 @@ void plan_flops(const arch::ModelConfig& c, const arch::BlockForward& forward, P
   for (const auto* info : plan.coupled) {
     const auto coupled = info->make(forward, none);
     double& flops = block["relax " + std::string(info->name)];
-    for (const Role role : info->relaxed) flops += relax_flops(plan, coupled->flops(role));
+    for (const Role role : info->relaxed) flops += relax_flops(plan, *coupled, role);
   }
   for (const auto& [name, count] : block) {
     plan.flops[name] = count * static_cast<double>(plan.blocks);
@@ -381,7 +384,11 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
   };
   const auto weights = static_cast<uint64_t>(c.linear_parameters()) * 4;
   const int64_t widest = std::max(c.ffn, c.heads * c.head_dim);
-  const int64_t chunk = std::min(tiling.chunk_rows, plan.tokens());
+  int64_t chunk = tiling.chunk_rows;
+  if (plan.options.solver == Solver::kGd && !plan.coupled.empty()) {
+    chunk = std::max(chunk, submodules::kAdamChunk * plan.seq_len);
+  }
+  chunk = std::min(chunk, plan.tokens());
   std::vector<std::pair<std::string, uint64_t>> fixed = {
       {"program", kBaseBytes}, {"weights of a block, twice", 2 * weights}};
   if (plan.needs_calibration) {
@@ -481,16 +488,43 @@ bool Plan::relaxes(submodules::Half half) const {
   return std::ranges::any_of(coupled, [&](const auto* info) { return info->half == half; });
 }
 
-uint64_t available_memory() {
-  uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
-                   static_cast<uint64_t>(sysconf(_SC_PAGE_SIZE));
-  for (const char* path :
-       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+namespace {
+
+// The least limit of the control group of this process and of all groups around it.
+uint64_t control_group_limit(const std::string& root) {
+  uint64_t least = ~uint64_t{0};
+  const auto take = [&](const std::string& path) {
     std::ifstream file(path);
     uint64_t limit = 0;
-    if (file >> limit && limit > 0) bytes = std::min(bytes, limit);  // "max" does not parse
+    if (file >> limit && limit > 0) least = std::min(least, limit);  // "max" does not parse
+  };
+  std::ifstream groups(root + "/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {  // ID:CONTROLLERS:PATH
+    const size_t first = line.find(':');
+    const size_t second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = fmt::format(",{},", line.substr(first + 1, second - first - 1));
+    const bool v2 = controllers == ",,";
+    if (!v2 && controllers.find(",memory,") == std::string::npos) continue;
+    const std::string mount = root + (v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory");
+    const char* const file = v2 ? "/memory.max" : "/memory.limit_in_bytes";
+    // Seen from inside a container the mount may be the group itself: both are asked.
+    std::string path = line.substr(second + 1);
+    while (!path.empty() && path != "/") {
+      take(mount + path + file);
+      path.resize(path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));
+    }
+    take(mount + file);
   }
-  return bytes;
+  return least;
+}
+
+}  // namespace
+
+uint64_t available_memory(const std::string& root) {
+  const uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+                         static_cast<uint64_t>(sysconf(_SC_PAGE_SIZE));
+  return std::min(bytes, control_group_limit(root));
 }
 
 namespace {
@@ -512,6 +546,22 @@ void plan_held_out(Plan& plan) {
   }
   const int64_t count = std::llround(share * static_cast<double>(plan.sequences));
   plan.held_out_sequences = std::clamp<int64_t>(count, 1, plan.sequences - 1);
+}
+
+// A step of gradient descent that needs more sequences than there are is never taken.
+void check_gd_batch(const Plan& plan) {
+  const int64_t solved = plan.sequences - plan.held_out_sequences;
+  const int64_t batch = plan.options.gd_batch_size;
+  if (plan.options.solver != Solver::kGd || plan.coupled.empty() ||
+      batch <= submodules::kAdamChunk) {
+    return;
+  }
+  if (ceil_div(solved, submodules::kAdamChunk) * submodules::kAdamChunk < batch) {
+    raise(ErrorCode::kBadOption,
+          "--gd-batch-size {} is more than the {} sequences that are solved on; lower it, or raise "
+          "--samples",
+          batch, solved);
+  }
 }
 
 void plan_sample(const arch::ModelConfig& c, Plan& plan) {
@@ -558,6 +608,7 @@ Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_
   plan.original_stream = plan.needs_calibration && (crosses || original_only);
   plan.quantized_stream = plan.needs_calibration && !original_only;
   plan_held_out(plan);
+  check_gd_batch(plan);
   plan_sample(c, plan);
 
   const arch::BlockForward forward(c, options.seq_len);

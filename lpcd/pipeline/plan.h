@@ -112,8 +112,9 @@ struct Plan {
 [[nodiscard]] double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs,
                                  int64_t inputs);
 
-/// FLOPs of relaxing one layer; `flops_per_token` those of Coupled::curvature().
-[[nodiscard]] double relax_flops(const Plan& plan, double flops_per_token);
+/// FLOPs of relaxing one layer of a submodule.
+[[nodiscard]] double relax_flops(const Plan& plan, const submodules::Coupled& coupled,
+                                 arch::Role role);
 
 /// What was measured on the machine that is to carry out a plan.
 struct MachineSpeed {
@@ -124,7 +125,8 @@ struct MachineSpeed {
 /// The plan as the dry run prints it. Without a speed there is no estimate of the time.
 [[nodiscard]] std::string describe(const Plan& plan, const MachineSpeed& speed);
 
-/// Memory of the machine or of the control group this process lives in, whichever is less.
-[[nodiscard]] uint64_t available_memory();
+/// Memory of the machine or of the control groups (v1 or v2) this process lives in, whichever is
+/// less. `root` stands in front of /proc and /sys.
+[[nodiscard]] uint64_t available_memory(const std::string& root = "");
 
 }  // namespace lpcd::pipeline

@@ -98,6 +98,8 @@ class Coupled {
   virtual void set_cache(calib::ActivationStore* /*cache*/) {}
   /// FLOPs per token of curvature(); descent() costs about the same, objective() about half.
   [[nodiscard]] virtual double flops(arch::Role role) const = 0;
+  /// FLOPs per token of the sums for Factors, which descent() adds up when asked to.
+  [[nodiscard]] virtual double factor_flops(arch::Role role) const = 0;
 };
 
 /// The half of a block that a coupled submodule lives in.

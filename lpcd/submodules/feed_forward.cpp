@@ -98,6 +98,10 @@ class FeedForward final : public Coupled {
     return (cache_ != nullptr ? 4 : role == Role::kUp ? 5 : 6) * one;
   }
 
+  double factor_flops(Role /*role*/) const override {
+    return static_cast<double>(config_.hidden) * static_cast<double>(config_.hidden);
+  }
+
   void set_cache(calib::ActivationStore* cache) override { cache_ = cache; }
 
  private:

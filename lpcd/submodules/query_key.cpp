@@ -124,6 +124,13 @@ class QueryKey final : public Coupled {
            8 * pairs * static_cast<double>(config_.heads * config_.head_dim);
   }
 
+  double factor_flops(Role /*role*/) const override {
+    // The wanted logits, a second moment of keys or queries for some positions, one of the inputs.
+    const double pairs = 0.5 * static_cast<double>(forward_.tiling().seq_len + 1);
+    const auto hidden = static_cast<double>(config_.hidden);
+    return 2 * pairs * static_cast<double>(config_.heads * config_.head_dim) + hidden * hidden;
+  }
+
  private:
   struct Pair {
     Mat a;             // [t, D]

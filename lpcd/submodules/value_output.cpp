@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "lpcd/base/checked.h"
 #include "lpcd/linalg/blas.h"
 #include "lpcd/linalg/parallel.h"
 #include "lpcd/nn/ops.h"
@@ -93,6 +94,13 @@ class ValueOutput final : public Coupled {
     return 2 * forward_.attention_flops() + 2 * forward_.projection_flops(Role::kO);
   }
 
+  double factor_flops(Role /*role*/) const override {
+    // Every head mixes all inputs, and has a second moment of its own.
+    const auto hidden = static_cast<double>(config_.hidden);
+    const auto heads = static_cast<double>(config_.heads);
+    return heads * hidden * (hidden + static_cast<double>(forward_.tiling().seq_len + 1));
+  }
+
  private:
   struct Prepared {
     Mat a;     // [t, D]
@@ -138,14 +146,21 @@ class ValueOutput final : public Coupled {
       const int64_t rows = std::min(slab, p.a.rows() - first);
       for (int64_t head = 0; head < config_.heads; ++head) {
         const float scale = std::sqrt(head_energy[static_cast<size_t>(head)]);
-        linalg::parallel_for(ctx, rows / length, [&](int64_t sequence) {
+        // Whole tiles of queries: the same bits as sequence by sequence, for as many threads as
+        // there are tiles.
+        const int64_t tiles = ceil_div(length, nn::kQueryTile);
+        linalg::parallel_for(ctx, rows / length * tiles, [&](int64_t task) {
+          const int64_t sequence = task / tiles;
+          const int64_t q0 = task % tiles * nn::kQueryTile;
+          const int64_t count = std::min(nn::kQueryTile, length - q0);
           const int64_t r0 = first + sequence * length;
           nn::AttentionScratch scratch;
-          const FloatView out = mixed.view().rows_range(sequence * length, length);
-          nn::causal_attention(p.q.view().rows_range(r0, length).cols_range(head * d, d),
-                               p.k.view().rows_range(r0, length).cols_range(head / group * d, d),
-                               p.a.view().rows_range(r0, length), out, scratch);
-          for (int64_t r = 0; r < length; ++r) {
+          const FloatView out = mixed.view().rows_range(sequence * length + q0, count);
+          nn::causal_attention(
+              p.q.view().rows_range(r0 + q0, count).cols_range(head * d, d),
+              p.k.view().rows_range(r0, q0 + count).cols_range(head / group * d, d),
+              p.a.view().rows_range(r0, q0 + count), out, scratch);
+          for (int64_t r = 0; r < count; ++r) {
             for (int64_t c = 0; c < out.cols(); ++c) out(r, c) *= scale;
           }
         });

@@ -86,6 +86,43 @@ TEST_F(ChecksTest, TooLittleMemoryIsSaidBeforeAnyWork) {
   EXPECT_FALSE(std::filesystem::exists(o.out));
 }
 
+TEST_F(ChecksTest, MemoryIsThatOfTheControlGroup) {
+  const std::string root = dir_ / "root";
+  const auto file = [&](const std::string& path, const std::string& text) {
+    io::make_directories(std::filesystem::path(root + path).parent_path().string());
+    io::write_file(root + path, text);
+  };
+  const uint64_t machine = pipeline::available_memory(root);  // there are no groups yet
+  EXPECT_GT(machine, 1ULL << 28);
+  file("/proc/self/cgroup", "0::/slurm/job_7/step_0\n");
+  file("/sys/fs/cgroup/slurm/job_7/step_0/memory.max", "max\n");
+  file("/sys/fs/cgroup/slurm/job_7/memory.max", "67108864\n");
+  file("/sys/fs/cgroup/slurm/memory.max", "134217728\n");
+  EXPECT_EQ(pipeline::available_memory(root), 67108864U);
+  file("/proc/self/cgroup", "5:cpu,memory:/batch/7\n0::/\n");
+  file("/sys/fs/cgroup/memory/batch/7/memory.limit_in_bytes", "33554432\n");
+  EXPECT_EQ(pipeline::available_memory(root), 33554432U);
+  file("/proc/self/cgroup", "2:cpu:/slurm/job_7\n");
+  EXPECT_EQ(pipeline::available_memory(root), machine);
+}
+
+// A step of gradient descent takes 16 sequences at once, whatever fits into a chunk elsewhere.
+TEST_F(ChecksTest, GradientDescentIsPlannedWithItsChunks) {
+  const arch::Model model = bundle::open_model(model_);
+  QuantizeOptions o = options("out");
+  o.seq_len = 512;
+  o.samples = 64;
+  const uint64_t cg = pipeline::make_plan(model, o, 1ULL << 40).peak_memory;
+  o.solver = Solver::kGd;
+  const uint64_t gd = pipeline::make_plan(model, o, 1ULL << 40).peak_memory;
+  EXPECT_GT(gd, cg + 4096 * 4 * 200);  // 4096 tokens more, of at least 200 floats
+  o.gd_batch_size = 64;                // 56 are solved on, in 4 chunks
+  EXPECT_NO_THROW((void)pipeline::make_plan(model, o, 1ULL << 40));
+  o.gd_batch_size = 80;
+  expect_error([&] { (void)pipeline::make_plan(model, o, 1ULL << 40); }, ErrorCode::kBadOption,
+               "--gd-batch-size 80 is more than the 56 sequences");
+}
+
 TEST_F(ChecksTest, PlanCountsTheTextThatTheModelWrites) {
   QuantizeOptions o = options("out");
   o.calib = "self";
