@@ -141,11 +141,8 @@ QuantizedLayers BlockRunner::run(int64_t block, arch::BlockWeights original, Str
   if (plan_.quantized_stream) block_output();
   streams.equal = false;
   for (const Role role : arch::kLinearRoles) record.layers.push_back(std::move(records_[role]));
-  // The next block's weights are read before the next call.
-  targets_.clear();
+  targets_.clear();  // of down_proj; the next block's weights are read before the next call
   site_h_ = Mat();
-  original_ = {};
-  quantized_ = {};
   record.seconds = seconds_since(start);
   return std::move(layers_);
 }
