@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . tools/setup.sh
 
-SAMPLES=32 # sequences of 512 tokens, which the model writes itself: no data set is needed
+SAMPLES=16 # sequences of 512 tokens, which the model writes itself: no data set is needed
 SPEECH=(--tokens 40 --temperature 0.5 --seed 1)
 PROMPT="Once upon a time, in a small village by the sea, there lived"
 lpcd=build/bin/lpcd
@@ -42,7 +42,7 @@ quantize_as() {
 # evaluate_run NAME: demo/NAME.json, the run beside its original.
 evaluate_run() {
   if [ "demo/$1.json" -nt "demo/$1/record.json" ] && [ "demo/$1.json" -nt demo/text.txt ]; then return 0; fi
-  "$lpcd" eval "demo/$1" --reference "$model" --ppl demo/text.txt --json >"demo/$1.json.part"
+  "$lpcd" eval "demo/$1" --reference "$model" --ppl demo/text.txt --max-tokens 16384 --json >"demo/$1.json.part"
   mv "demo/$1.json.part" "demo/$1.json"
 }
 
@@ -61,8 +61,8 @@ say "The model"
 
 quantize_as gptq "1. GPTQ to 3 bits, calibrated on text that the model writes itself" \
   --calib self --qep off --lpcd none
-quantize_as lpcd "2. GPTQ + QEP + LPCD on the residual paths, on the same text" \
-  --calib demo/gptq/.lpcd/calibration.safetensors --qep on --lpcd residual
+quantize_as lpcd "2. The default, GPTQ + QEP + LPCD on all submodules, on the same text" \
+  --calib demo/gptq/.lpcd/calibration.safetensors --qep on --lpcd all
 
 say "3. How good are they? Both beside the original, on this project's own documentation"
 cat README.md CONTRIBUTING.md docs/*.md >demo/text.new
