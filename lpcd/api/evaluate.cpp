@@ -118,13 +118,32 @@ std::string summarize(const EvaluateOptions& o, const EvaluateResult& r) {
   return text;
 }
 
+void check_length(int64_t seq_len, const arch::Model& model) {
+  if (seq_len <= model.config().max_positions) return;
+  raise(ErrorCode::kBadOption, "--seq-len {} is beyond the model's {} positions", seq_len,
+        model.config().max_positions);
+}
+
+// The hidden states of all tokens are kept, of both models.
+void check_memory(const eval::Windows& windows, const arch::Model& model,
+                  const arch::Model* reference) {
+  const auto states = [&](const arch::Model& m) {
+    return sizeof(float) * static_cast<uint64_t>(windows.count() * windows.seq_len) *
+           static_cast<uint64_t>(m.config().hidden);
+  };
+  const uint64_t needed = states(model) + (reference != nullptr ? states(*reference) : 0);
+  const uint64_t available = pipeline::available_memory();
+  if (needed < available / 10 * 9) return;
+  raise(ErrorCode::kMemoryBudget,
+        "the activations of {} tokens take {} of the machine's {}; lower --max-tokens",
+        windows.count() * windows.seq_len, format_bytes(needed), format_bytes(available));
+}
+
 void measure_perplexity(const RunContext& ctx, const arch::Model& model,
                         const arch::Model* reference, const eval::Windows& windows,
                         EvaluateResult& result) {
-  if (windows.seq_len > model.config().max_positions) {
-    raise(ErrorCode::kBadOption, "--seq-len {} is beyond the model's {} positions", windows.seq_len,
-          model.config().max_positions);
-  }
+  check_length(windows.seq_len, model);
+  check_memory(windows, model, reference);
   const eval::Comparison c = eval::compare(ctx, model, reference, windows);
   result.windows = windows.count();
   result.tokens = c.model.tokens;
@@ -186,6 +205,8 @@ EvaluateResult evaluate_unguarded(const EvaluateOptions& options, const RunConte
   if (resolved.ppl.empty() && (tasks.empty() || reference)) resolved.ppl = "self";
   if (!resolved.ppl.empty()) {
     const arch::Model* original = reference ? &*reference : nullptr;
+    // Before the text is written or read; token ids in a file have a length of their own.
+    if (!resolved.ppl.ends_with(".safetensors")) check_length(resolved.seq_len, model);
     const eval::Windows windows = load_windows(resolved, ctx, model, original, tokenizer);
     resolved.seq_len = windows.seq_len;
     measure_perplexity(ctx, model, original, windows, result);

@@ -81,7 +81,7 @@ std::string export_run(const RunContext& ctx, const pipeline::Journal& journal,
   const auto tensor_types = numeric.value("tensor-type", std::vector<std::string>());
   check_grids(model, api::read_grids(journal, model.config().blocks), format,
               numeric.value("grid", "int"), tensor_types, options.source, path);
-  const auto tokenizer = bundle::open_tokenizer(model);
+  const auto tokenizer = api::tokenizer_to_copy(ctx, model);
   const OutputDirectory locked(options.out);
   return api::write_output(ctx,
                            {.model = model,
@@ -115,7 +115,7 @@ std::string export_model_unguarded(const ExportOptions& options, const RunContex
     bundle::write_gguf_file(ctx, {.model = &model, .format = format.get()}, path);
     return path;
   }
-  const auto tokenizer = bundle::open_tokenizer(model);
+  const auto tokenizer = api::tokenizer_to_copy(ctx, model);
   bundle::DirectoryContents contents;
   contents.model = &model;
   contents.tokenizer = tokenizer ? &*tokenizer : nullptr;

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "lpcd/base/raise.h"
+#include "lpcd/bundle/open_model.h"
 #include "lpcd/io/file.h"
 #include "lpcd/pipeline/ggml_types.h"
 
@@ -163,6 +164,16 @@ std::string output_path(const arch::Model& model, const format::OutputFormat& fo
                         const std::string& directory) {
   if (format.container() != format::Container::kGguf) return directory;
   return directory + "/" + bundle::gguf_file_name(model, format);
+}
+
+std::optional<text::Tokenizer> tokenizer_to_copy(const RunContext& ctx, const arch::Model& model) {
+  try {
+    return bundle::open_tokenizer(model);
+  } catch (const Error& e) {
+    if (model.gguf() != nullptr) throw;
+    ctx.warn(fmt::format("the tokenizer is not read, and its files are copied: {}", e.what()));
+    return std::nullopt;
+  }
 }
 
 // Grids from the block records, without reading codes.

@@ -29,6 +29,11 @@ void check_formats(const arch::Model& model, const pipeline::Plan& plan,
 [[nodiscard]] std::string output_path(const arch::Model& model, const format::OutputFormat& format,
                                       const std::string& directory);
 
+/// The model's tokenizer where no text is read: the files of a Hugging Face directory are copied as
+/// they are, so that one which this version cannot read is a warning.
+[[nodiscard]] std::optional<text::Tokenizer> tokenizer_to_copy(const RunContext& ctx,
+                                                               const arch::Model& model);
+
 /// Types that a format gives to embedding and head, by its mix and --tensor-type.
 [[nodiscard]] std::function<std::optional<DType>(arch::Role)> matrix_types(
     const arch::Model& model, const format::OutputFormat& format,

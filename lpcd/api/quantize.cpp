@@ -30,12 +30,13 @@ class QuantizeJob {
         options_(options),
         formats_(api::resolve_formats(options_)),
         model_(bundle::open_model(options_.model)),
-        tokenizer_(bundle::open_tokenizer(model_)),
         max_shard_bytes_(parse_bytes(options_.shard_size, "shard-size")),
         journal_(options_.out) {
     normalize();
     ctx_.split_products = options_.matmul_precision == MatmulPrecision::kHigh;
     plan_ = pipeline::make_plan(model_, options_, pipeline::available_memory());
+    const bool reads_text = plan_.needs_calibration && !options_.calib.ends_with(".safetensors");
+    tokenizer_ = reads_text ? bundle::open_tokenizer(model_) : api::tokenizer_to_copy(ctx_, model_);
     api::check_formats(model_, plan_, formats_);
     api::check_consumer(options_.consumer, model_, plan_, formats_);
     for (const auto& format : formats_) {

@@ -57,8 +57,9 @@ void parse_rope(const JsonFields& config, ModelConfig& model) {
   }
   model.rope_theta = config.number_or("rope_theta", 10000.0);
   if (const Json* scaling = config.find("rope_scaling")) {
-    model.rope_scaling =
-        parse_scaling(JsonFields(*scaling, config.where() + ": rope_scaling"), 1.0);
+    const JsonFields rope(*scaling, config.where() + ": rope_scaling");
+    model.rope_theta = rope.number_or("rope_theta", model.rope_theta);
+    model.rope_scaling = parse_scaling(rope, 1.0);
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <functional>
+#include <set>
 
 #include "lpcd/base/raise.h"
 #include "lpcd/io/gguf.h"
@@ -74,11 +75,12 @@ Json make_hf_config(const Architecture& architecture, const ModelConfig& config,
   if (scaling.kind == nn::RopeScaling::Kind::kLinear) {
     json["rope_scaling"] = {{"rope_type", "linear"}, {"factor", scaling.factor}};
   } else if (scaling.kind == nn::RopeScaling::Kind::kLlama3) {
-    json["rope_scaling"] = {{"rope_type", "llama3"},
-                            {"factor", scaling.factor},
-                            {"low_freq_factor", scaling.low_freq_factor},
-                            {"high_freq_factor", scaling.high_freq_factor},
-                            {"original_max_position_embeddings", scaling.original_context}};
+    json["rope_scaling"] = {
+        {"rope_type", "llama3"},
+        {"factor", scaling.factor},
+        {"low_freq_factor", scaling.low_freq_factor},
+        {"high_freq_factor", scaling.high_freq_factor},
+        {"original_max_position_embeddings", std::llround(scaling.original_context)}};
   } else if (!config.rope_divisors.empty()) {
     raise(ErrorCode::kUnsupportedModel,
           "{}: the rope_freqs table matches no known llama3 scaling; convert the original Hugging "
@@ -121,6 +123,10 @@ Model Model::from_hf(std::shared_ptr<const io::TensorSource> source, Json config
     model.config_.tied_head = model.source_->find("lm_head.weight") == nullptr;
   }
   model.config_.validate(fields.where());
+  // Readers take the key's absence for "not tied".
+  if (!fields.has("tie_word_embeddings") && model.config_.tied_head) {
+    config["tie_word_embeddings"] = true;
+  }
   model.hf_config_ = std::move(config);
   model.check_tensors();
   return model;
@@ -136,6 +142,7 @@ Model Model::from_gguf(const std::string& path) {
   model.config_.validate(path);
   model.source_ = file;
   model.check_tensors();
+  model.refuse_other_tensors();
   model.hf_config_ = make_hf_config(*model.architecture_, model.config_, *file);
   return model;
 }
@@ -195,6 +202,21 @@ void Model::check_tensors() const {
           "{}: shapes do not agree with the configuration: {}; check that both belong together",
           path_, join_names(misshapen));
   }
+}
+
+void Model::refuse_other_tensors() const {
+  std::set<std::string> known = {"rope_freqs.weight"};
+  for_each_tensor([&](Role role, int64_t block) { known.insert(source_name(role, block)); });
+  std::vector<std::string> others;
+  for (const TensorInfo& info : source_->tensors()) {
+    if (!known.contains(info.name)) others.push_back(info.name);
+  }
+  if (others.empty()) return;
+  raise(ErrorCode::kUnsupportedModel,
+        "{}: {} that {} models here do not have: {}; what they do to the model would be lost",
+        path_,
+        others.size() == 1 ? "holds a tensor" : fmt::format("holds {} tensors", others.size()),
+        architecture_->name(), join_names(others));
 }
 
 Mat Model::read(Role role, int64_t block) const {

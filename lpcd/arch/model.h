@@ -73,6 +73,8 @@ class Model {
  private:
   Model() = default;
   void check_tensors() const;
+  /// GGUF tells biases and the like by their tensors alone: none may be overlooked.
+  void refuse_other_tensors() const;
   [[nodiscard]] std::string source_name(Role role, int64_t block) const;
   /// Calls fn(role, block) for every tensor of the model, in a fixed order.
   void for_each_tensor(const std::function<void(Role, int64_t)>& fn) const;

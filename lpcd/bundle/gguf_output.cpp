@@ -71,6 +71,7 @@ void add_vocabulary(const text::ExportedVocabulary& exported, io::GgufMetadata& 
   id("unknown_token_id", v.unknown_id);
   id("padding_token_id", exported.padding_id);
   if (v.add_bos) m.set_bool(prefix + "add_bos_token", *v.add_bos);
+  if (v.add_eos) m.set_bool(prefix + "add_eos_token", *v.add_eos);
   if (v.add_space_prefix) m.set_bool(prefix + "add_space_prefix", *v.add_space_prefix);
   if (!exported.chat_template.empty()) {
     m.set_string("tokenizer.chat_template", exported.chat_template);
@@ -215,7 +216,10 @@ class TensorList {
     }
     const DType stored = model_.stored(role, block).dtype;
     DType type = shape.size() == 1 ? DType::kF32 : type_of(role, stored);
-    if (type == stored && (model_.gguf() != nullptr || !permuted)) {  // as it is, block types too
+    // As it is, block types too; but for layers of codes that are decoded as they are read.
+    const std::string stored_name = model_.stored(role, block).name;
+    const bool decoded = model_.source().stored_form(stored_name).type != dtype_info(stored).name;
+    if (type == stored && !decoded && (model_.gguf() != nullptr || !permuted)) {
       tensors_.push_back({{name, type, shape}, [&model = model_, role, block] {
                             const auto raw = model.source().raw(model.stored(role, block).name);
                             return std::vector<std::byte>(raw.begin(), raw.end());

@@ -20,6 +20,14 @@ std::set<int> read_widths(const JsonFields& config) {
           "{}: compressed-tensors format \"{}\" cannot be read; supported is: pack-quantized",
           config.where(), format);
   }
+  for (const char* key : {"transform_config", "sparsity_config"}) {
+    const Json* extra = config.find(key);
+    if (extra == nullptr || extra->empty()) continue;
+    if (extra->is_object() && extra->value("format", "") == "dense") continue;
+    raise(ErrorCode::kUnsupportedModel,
+          "{}: {} is not supported: what it does to activations or weights would be left out",
+          config.where(), key);
+  }
   std::set<int> widths;
   const Json& groups = config.object_at("config_groups");
   for (const auto& [name, group] : groups.items()) {

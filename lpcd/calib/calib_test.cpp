@@ -92,6 +92,20 @@ TEST(Dataset, ReadsTextJsonlAndIds) {
                            {.samples = 1, .seq_len = 2, .text_key = "body"});
       },
       ErrorCode::kBadText, "line 1: no field \"body\"");
+  for (const char* name : {"a.json", "a.ndjson"}) {  // C4's own files are called .json
+    std::filesystem::copy_file(dir / "a.jsonl", dir / name);
+    EXPECT_EQ(load_dataset(dir / name, &tokenizer, two).hash(), lines.hash()) << name;
+  }
+  io::write_file(dir / "list.json", "[{\"text\": \"abc\"}]");
+  expect_error([&] { (void)load_dataset(dir / "list.json", &tokenizer, two); }, ErrorCode::kBadText,
+               "an object in every line");
+  for (const std::string_view start : {"PAR1", "\x1f\x8b\x08", "text and then \x01"}) {
+    std::string bytes(start);
+    bytes.back() = bytes.back() == '\x01' ? '\0' : bytes.back();
+    io::write_file(dir / "c.txt", bytes + std::string(100, 'a'));
+    expect_error([&] { (void)load_dataset(dir / "c.txt", &tokenizer, two); }, ErrorCode::kBadText,
+                 "is not text");
+  }
   io::write_file(dir / "b.jsonl", "{\"text\": \"abc\"}\nnot json\n");
   expect_error([&] { (void)load_dataset(dir / "b.jsonl", &tokenizer, two); }, ErrorCode::kBadFile,
                "line 2");

@@ -121,6 +121,31 @@ Dataset sample_windows(const std::vector<int32_t>& tokens, const std::string& so
   return data;
 }
 
+namespace {
+
+// By its name; C4's files are called .json and have an object in every line all the same.
+bool is_jsonl(const std::string& path, const std::string& content) {
+  if (has_suffix(path, ".jsonl") || has_suffix(path, ".ndjson")) return true;
+  if (!has_suffix(path, ".json")) return false;
+  const size_t first = content.find_first_not_of(" \t\r\n");
+  if (first != std::string::npos && content[first] == '{') return true;
+  raise(ErrorCode::kBadText, "{}: JSON text must have an object in every line (.jsonl)", path);
+}
+
+// Bytes that are no text would be read as thousands of replacement characters.
+void refuse_binary(const std::string& path, std::string_view content) {
+  constexpr size_t kLooked = 1 << 16;
+  const std::string_view start = content.substr(0, kLooked);
+  if (start.find('\0') == std::string_view::npos && !start.starts_with("PAR1") &&
+      !start.starts_with("\x1f\x8b")) {
+    return;
+  }
+  raise(ErrorCode::kBadText, "{}: is not text; unpack or convert it to .txt in UTF-8, or to .jsonl",
+        path);
+}
+
+}  // namespace
+
 std::vector<int32_t> tokenize_file(const std::string& path, const text::Tokenizer* tokenizer,
                                    const std::string& text_key) {
   const std::string content = io::read_text_file(path, kMaxTextBytes);
@@ -131,8 +156,9 @@ std::vector<int32_t> tokenize_file(const std::string& path, const text::Tokenize
           "input_ids) instead",
           path);
   }
-  return has_suffix(path, ".jsonl") ? tokenize_jsonl(path, content, *tokenizer, text_key)
-                                    : tokenizer->encode(content, text::SpecialTokens::kAdd);
+  refuse_binary(path, content);
+  return is_jsonl(path, content) ? tokenize_jsonl(path, content, *tokenizer, text_key)
+                                 : tokenizer->encode(content, text::SpecialTokens::kAdd);
 }
 
 Dataset load_dataset(const std::string& path, const text::Tokenizer* tokenizer,

@@ -175,6 +175,9 @@ std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory
   const auto leading = tokenizer->leading_id();
   v.add_bos = leading.has_value();
   if (leading) v.bos_id = *leading;
+  if (const auto trailing = tokenizer->trailing_id(); trailing && trailing == v.eos_id) {
+    v.add_eos = true;
+  }
   return result;
 }
 

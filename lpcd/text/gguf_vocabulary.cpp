@@ -25,7 +25,7 @@ constexpr std::string_view kTekkenWords =
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|)"
     R"(\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
-enum class Words { kGpt2, kDigits, kLlama3, kQwen2, kTekken };
+enum class Words { kDefault, kGpt2, kDigits, kLlama3, kQwen2, kTekken };
 
 // What a name in tokenizer.ggml.pre stands for.
 struct PreKind {
@@ -33,7 +33,7 @@ struct PreKind {
   Words words;
 };
 constexpr std::array<PreKind, 27> kPreKinds = {{
-    {"", Words::kGpt2},          {"default", Words::kGpt2},
+    {"", Words::kDefault},       {"default", Words::kDefault},
     {"gpt-2", Words::kGpt2},     {"phi-2", Words::kGpt2},
     {"smollm", Words::kDigits},  {"starcoder", Words::kDigits},
     {"refact", Words::kDigits},  {"llama-bpe", Words::kLlama3},
@@ -154,6 +154,14 @@ Json byte_level_step(bool add_prefix_space, bool use_regex) {
 Json pre_tokenizer_json(Words words, bool add_prefix_space) {
   Json steps = Json::array();
   switch (words) {
+    case Words::kDefault:  // one after the other, as llama.cpp splits where it knows no better
+      for (const std::string_view pattern :
+           {R"([\p{P}\$\+<=>\^~\|]+)",
+            R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S))",
+            R"(\p{N}+)", "[0-9][0-9][0-9]"}) {
+        steps.push_back(split_step(pattern));
+      }
+      break;
     case Words::kGpt2:
       return byte_level_step(add_prefix_space, true);
     case Words::kDigits:

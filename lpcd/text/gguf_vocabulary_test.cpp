@@ -54,8 +54,13 @@ TEST(GgufVocabulary, Gpt2SplitsAsItsPreSays) {
   EXPECT_EQ(from_vocabulary(v, "v").encode("a12", SpecialTokens::kAdd), (Ids{0, 5, 4}));
   v.add_eos = true;
   EXPECT_EQ(from_vocabulary(v, "v").encode("a12", SpecialTokens::kAdd), (Ids{0, 5, 4, 1}));
-  v.pre = "";
-  EXPECT_EQ(from_vocabulary(v, "v").encode("a12", SpecialTokens::kAdd), (Ids{5, 4, 1}));
+  for (const char* pre : {"", "default"}) {  // three digits at a time, as llama.cpp does it
+    v.pre = pre;
+    EXPECT_EQ(from_vocabulary(v, "v").encode("a12", SpecialTokens::kAdd), (Ids{5, 4, 1}));
+    EXPECT_EQ(from_vocabulary(v, "v").encode("1212", SpecialTokens::kAdd), (Ids{4, 2, 3, 1}));
+  }
+  v.pre = "gpt-2";
+  EXPECT_EQ(from_vocabulary(v, "v").encode("1212", SpecialTokens::kAdd), (Ids{4, 4, 1}));
   v.end_ids = {9, 77};
   EXPECT_EQ(from_vocabulary(v, "v").end_ids(), (Ids{1, 9}));
 }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "lpcd/base/json.h"
@@ -21,6 +22,10 @@ class PostProcessor {
   /// From its JSON, which may be null.
   /// Errors    kBadFile if it names a token that is absent or has another id.
   PostProcessor(const Json& json, const std::string& where, const IdOf& id_of);
+
+  /// Puts other ids in front of a text or behind it.
+  void set_front(std::vector<int32_t> ids) { front_ = std::move(ids); }
+  void set_back(std::vector<int32_t> ids) { back_ = std::move(ids); }
 
   [[nodiscard]] const std::vector<int32_t>& front() const { return front_; }
   [[nodiscard]] const std::vector<int32_t>& back() const { return back_; }

@@ -171,6 +171,11 @@ std::optional<int32_t> Tokenizer::leading_id() const {
   return front.empty() ? std::nullopt : std::optional(front.front());
 }
 
+std::optional<int32_t> Tokenizer::trailing_id() const {
+  const std::vector<int32_t>& back = impl_->post_processor.back();
+  return back.empty() ? std::nullopt : std::optional(back.back());
+}
+
 const std::vector<int32_t>& Tokenizer::end_ids() const { return impl_->end_ids; }
 
 std::string Tokenizer::to_json() const { return impl_->json; }

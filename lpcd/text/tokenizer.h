@@ -63,6 +63,8 @@ class Tokenizer {
   [[nodiscard]] int64_t vocab_size() const;
   /// The id that kAdd puts in front of a text, if it does.
   [[nodiscard]] std::optional<int32_t> leading_id() const;
+  /// The id that kAdd puts behind a text, if it does.
+  [[nodiscard]] std::optional<int32_t> trailing_id() const;
   /// Ids that end a text ("</s>", "<|endoftext|>", "<|im_end|>"), as far as the file tells.
   [[nodiscard]] const std::vector<int32_t>& end_ids() const;
 

@@ -64,6 +64,22 @@ std::optional<Json> read_config(const std::filesystem::path& path) {
   return parse_json(io::read_text_file(path.string(), kMaxConfigBytes), path.string());
 }
 
+// "bos_token": "<s>" or {"content": "<s>"} of a tokenizer_config.json.
+template <typename Impl>
+std::optional<int32_t> special_token(const Json& config, const char* key, const Impl& impl) {
+  const Json token = config.is_object() ? config.value(key, Json()) : Json();
+  const Json name = token.is_object() ? token.value("content", Json()) : token;
+  return name.is_string() ? impl.id_of(name.get<std::string>()) : std::nullopt;
+}
+
+// What "add_bos_token": true or false asks for; nothing if it says neither, or names no token.
+std::optional<std::vector<int32_t>> added_ids(const Json& config, const char* key,
+                                              std::optional<int32_t> id) {
+  const Json add = config.is_object() ? config.value(key, Json()) : Json();
+  if (!add.is_boolean() || (add.get<bool>() && !id)) return std::nullopt;
+  return add.get<bool>() ? std::vector<int32_t>{*id} : std::vector<int32_t>();
+}
+
 }  // namespace
 
 Tokenizer Tokenizer::from_gguf(const io::GgufFile& file) {
@@ -75,11 +91,19 @@ std::optional<Tokenizer> Tokenizer::from_directory(const std::string& directory)
   const std::string path = (folder / "tokenizer.json").string();
   if (!std::filesystem::exists(path)) return std::nullopt;
   auto impl = Impl::read(io::read_text_file(path, kMaxTokenizerBytes), path);
-  // What ends a text stands beside tokenizer.json: by name, or by id.
+  // What ends a text stands beside tokenizer.json: by name, or by id. So does, in some models
+  // alone, what each text begins and ends with: transformers and llama.cpp's converter believe this
+  // file.
   if (const auto config = read_config(folder / "tokenizer_config.json")) {
-    const Json& eos = config->is_object() ? config->value("eos_token", Json()) : Json();
-    const Json& name = eos.is_object() ? eos.value("content", Json()) : eos;
-    if (name.is_string()) impl->add_end_id(impl->id_of(name.get<std::string>()));
+    const auto bos = special_token(*config, "bos_token", *impl);
+    const auto eos = special_token(*config, "eos_token", *impl);
+    impl->add_end_id(eos);
+    if (const auto front = added_ids(*config, "add_bos_token", bos)) {
+      impl->post_processor.set_front(*front);
+    }
+    if (const auto back = added_ids(*config, "add_eos_token", eos)) {
+      impl->post_processor.set_back(*back);
+    }
   }
   if (const auto config = read_config(folder / "generation_config.json")) {
     const Json& eos = config->is_object() ? config->value("eos_token_id", Json()) : Json();

@@ -326,6 +326,27 @@ TEST(Tokenizer, FromADirectory) {
   EXPECT_EQ(Tokenizer::from_directory(directory.path())->end_ids(), (Ids{2, 10, 9}));
 }
 
+// Some models say in tokenizer_config.json alone what each text begins with.
+TEST(Tokenizer, TokenizerConfigDecidesWhatIsAdded) {
+  const TemporaryDirectory directory;
+  io::write_file(directory / "tokenizer.json", kLlama);
+  const auto encode_with = [&](const std::string& config) {
+    io::write_file(directory / "tokenizer_config.json", config);
+    return Tokenizer::from_directory(directory.path())->encode("hi", SpecialTokens::kAdd);
+  };
+  const Ids as_template = encode_with("{}");
+  ASSERT_EQ(as_template.front(), 1);
+  const Ids text(as_template.begin() + 1, as_template.end());
+  EXPECT_EQ(encode_with(R"({"add_bos_token": false})"), text);
+  EXPECT_EQ(encode_with(R"({"add_bos_token": true, "bos_token": {"content": "hi"}})").front(), 8);
+  EXPECT_EQ(encode_with(R"({"add_bos_token": true, "bos_token": "gone"})"), as_template);
+  EXPECT_EQ(encode_with(R"({"add_bos_token": null, "bos_token": "hi"})"), as_template);
+  Ids with_end = as_template;
+  with_end.push_back(8);
+  EXPECT_EQ(encode_with(R"({"add_eos_token": true, "eos_token": "hi"})"), with_end);
+  EXPECT_EQ(Tokenizer::from_directory(directory.path())->trailing_id(), 8);
+}
+
 TEST(Tokenizer, SharedModels) {
   const auto shared = shared_dir();
   if (!shared) GTEST_SKIP() << "there is no shared test data";

@@ -18,6 +18,17 @@ namespace {
 using testing::expect_error;
 using EvaluateTest = testing::WholeRun;
 
+TEST_F(EvaluateTest, WindowsBeyondTheModelAreRefusedBeforeTextIsWritten) {
+  int reports = 0;
+  ctx_.progress = [&](const Progress&) { ++reports; };
+  EvaluateOptions o;
+  o.model = model_;
+  o.seq_len = 1024;
+  expect_error([&] { evaluate(o, ctx_); }, ErrorCode::kBadOption,
+               "beyond the model's 512 positions");
+  EXPECT_EQ(reports, 0);
+}
+
 // A model whose figures can be worked out by hand: "x" is likelier than "y" after a space, "y" is
 // sure after "y", a space is sure after "b", and all else is even.
 TEST_F(EvaluateTest, TasksGiveWhatAHandComputes) {

@@ -194,6 +194,74 @@ TEST_F(FormatsTest, GgufIsExportedFromRunsThatHaveItsGrid) {
             bundle::open_model(model_).read(arch::Role::kK, 0)(5, 6));
 }
 
+// A checkpoint of codes without its run, as one is downloaded.
+TEST_F(FormatsTest, CheckpointsOfCodesAreConvertedToPlainGguf) {
+  QuantizeOptions o = options("codes");
+  o.formats = {"gptq:3,g32", "ct:3,g32"};
+  quantize(o, ctx_);
+  for (const std::string& format : {std::string("gptq-3-g32"), std::string("ct-3-g32")}) {
+    const std::string source = o.out + "/" + format;
+    export_model({.source = source, .format = "gguf:f32", .out = dir_ / format}, ctx_);
+    const Mat expected = bundle::open_model(source).read(arch::Role::kV, 1);
+    const Mat got = bundle::open_model(dir_ / format).read(arch::Role::kV, 1);
+    for (int64_t i = 0; i < got.size(); ++i) ASSERT_EQ(got.data()[i], expected.data()[i]);
+  }
+}
+
+// llama.cpp takes biases from the tensors that a file holds, and so must whoever reads it.
+TEST_F(FormatsTest, GgufTensorsThatNobodyReadsAreRefused) {
+  TinyModel{.architecture = "qwen2"}.write(dir_ / "qwen2");
+  const std::string path =
+      export_model({.source = dir_ / "qwen2", .format = "gguf:f32", .out = dir_ / "plain"}, ctx_);
+  EXPECT_NO_THROW((void)bundle::open_model(path));
+  std::string bytes = file_bytes(path);
+  for (size_t at = bytes.find("qwen2"); at != std::string::npos; at = bytes.find("qwen2", at + 1)) {
+    bytes.replace(at, 5, "llama");
+  }
+  io::write_file(path, bytes);
+  expect_error([&] { (void)bundle::open_model(path); }, ErrorCode::kUnsupportedModel,
+               "attn_q.bias");
+}
+
+TEST_F(FormatsTest, TransformsOfActivationsAreRefused) {
+  QuantizeOptions o = options("ct");
+  o.formats = {"ct:3,g32"};
+  quantize(o, ctx_);
+  Json config = parse_json(file_bytes(o.out + "/config.json"), "config.json");
+  config["quantization_config"]["sparsity_config"] = {{"format", "dense"}};
+  config["quantization_config"]["transform_config"] = Json::object();
+  io::write_file(o.out + "/config.json", dump_json(config));
+  EXPECT_NO_THROW((void)bundle::open_model(o.out));
+  config["quantization_config"]["transform_config"] = {
+      {"config_groups", {{"R4", {{"type", "hadamard"}}}}}};
+  io::write_file(o.out + "/config.json", dump_json(config));
+  expect_error([&] { (void)bundle::open_model(o.out); }, ErrorCode::kUnsupportedModel,
+               "transform_config is not supported");
+}
+
+// Text is not read: what cannot be read of the tokenizer is copied.
+TEST_F(FormatsTest, ATokenizerOfAnotherKindIsCopiedWhereNoTextIsRead) {
+  QuantizeOptions o = options("ids");
+  quantize(o, ctx_);
+  const std::string ids = o.out + "/.lpcd/calibration.safetensors";
+  const std::string expected = weights("ids");
+  const std::string other = R"({"model": {"type": "Unigram", "vocab": []}})";
+  io::write_file(model_ + "/tokenizer.json", other);
+  std::string warning;
+  ctx_.log = [&](LogLevel level, std::string_view text) {
+    if (level == LogLevel::kWarning) warning += text;
+  };
+  o = options("again");
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kUnsupportedModel, "Unigram");
+  o.calib = ids;
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("again"), expected);
+  EXPECT_EQ(file_bytes(o.out + "/tokenizer.json"), other);
+  EXPECT_NE(warning.find("its files are copied"), std::string::npos) << warning;
+  export_model({.source = o.out, .format = "dense:fp16", .out = dir_ / "dense"}, ctx_);
+  EXPECT_EQ(file_bytes(dir_ / "dense/tokenizer.json"), other);
+}
+
 TEST_F(FormatsTest, ExportNoticesATamperedRun) {
   QuantizeOptions o = options("run");
   quantize(o, ctx_);
