@@ -63,7 +63,12 @@ std::string merge_text(const Json& merge, const std::string& where) {
 
 std::string chat_template_of(const std::string& directory, const Json& config) {
   const std::string path = directory + "/chat_template.jinja";
-  if (std::filesystem::exists(path)) return io::read_text_file(path, kMaxBytes);
+  if (io::exists(path)) return io::read_text_file(path, kMaxBytes);
+  if (const auto file = read_json(directory + "/chat_template.json")) {
+    if (file->is_object() && file->value("chat_template", Json()).is_string()) {
+      return (*file)["chat_template"].get<std::string>();
+    }
+  }
   if (!config.is_object() || !config.contains("chat_template")) return "";
   const Json& value = config["chat_template"];
   if (value.is_string()) return value.get<std::string>();
