@@ -5,6 +5,8 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <cstdio>
+
 namespace lpcd::cli {
 namespace {
 
@@ -33,6 +35,10 @@ std::string wrap(const std::string& text, size_t width, size_t indent) {
 }
 
 }  // namespace
+
+void print_error(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stderr) == text.size()) std::fflush(stderr);
+}
 
 size_t help_width() {
   winsize size{};

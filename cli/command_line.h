@@ -20,6 +20,9 @@ struct HelpEntry {
   std::string right;  ///< what it does, with the default
 };
 
+/// To stderr. Never fails: a terminal that was closed takes no error message either.
+void print_error(std::string_view text);
+
 /// Columns of the terminal, 80 if there is none; between 60 and 120.
 [[nodiscard]] size_t help_width();
 

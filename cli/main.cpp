@@ -147,7 +147,7 @@ int main(int argc, char** argv) {
   lpcd::cli::prepare_environment(argv);
   lpcd::cli::install_signal_handlers();
   const auto fail = [](ErrorCode code, const char* message) {
-    fmt::print(stderr, "lpcd: {}\n", message);
+    lpcd::cli::print_error(fmt::format("lpcd: {}\n", message));
     return lpcd::exit_code(code);
   };
   try {

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <fstream>
 
+#include "command_line.h"
 #include "lpcd/base/options.h"
 
 namespace lpcd::cli {
@@ -53,22 +54,21 @@ void ProgressLine::update(const Progress& p) {
                                  p.item, share, format_duration(elapsed), complete ? "0 s" : left,
                                  format_bytes(resident_bytes()));
   if (terminal_) {
-    fmt::print(stderr, "\r\033[K{}", line);
-    std::fflush(stderr);
+    print_error(fmt::format("\r\033[K{}", line));
     shown_ = true;
   } else {
-    fmt::print(stderr, "{}\n", line);
+    print_error(line + "\n");
   }
 }
 
 void ProgressLine::print(LogLevel level, std::string_view text) {
   if (quiet_ && level == LogLevel::kInfo) return;
   finish();
-  fmt::print(stderr, "{}{}\n", level == LogLevel::kWarning ? "warning: " : "", text);
+  print_error(fmt::format("{}{}\n", level == LogLevel::kWarning ? "warning: " : "", text));
 }
 
 void ProgressLine::finish() {
-  if (shown_) fmt::print(stderr, "\n");
+  if (shown_) print_error("\n");
   shown_ = false;
 }
 

@@ -14,7 +14,15 @@ namespace {
 class OutputDirectory {
  public:
   explicit OutputDirectory(const std::string& path) : lock_(made(path)) {
+    check(path);  // another process may have been faster
     io::remove_temporaries(path);
+  }
+
+  static void check(const std::string& path) {
+    if (pipeline::Journal(path).exists()) {
+      raise(ErrorCode::kOutputExists, "{}: holds a run; give another --out", path);
+    }
+    api::require_empty(path);
   }
 
  private:
@@ -97,10 +105,7 @@ std::string export_model_unguarded(const ExportOptions& options, const RunContex
   const RunContext ctx = api::prepared(outer, outer.threads);
   const auto format = format::parse_output_format(options.format);
   if (options.out.empty()) raise(ErrorCode::kBadOption, "export needs --out DIR");
-  if (pipeline::Journal(options.out).exists()) {
-    raise(ErrorCode::kOutputExists, "{}: holds a run; give another --out", options.out);
-  }
-  api::require_empty(options.out);
+  OutputDirectory::check(options.out);
   const pipeline::Journal journal(options.source);
   if (journal.exists()) return export_run(ctx, journal, options, *format);
   const arch::Model model = bundle::open_model(options.source);

@@ -103,7 +103,7 @@ class QuantizeJob {
     }
     if (options_.calib.ends_with(".safetensors")) {  // the ids decide
       const calib::Dataset ids =
-          options_.resume && journal_.has_calibration()
+          goes_on_with_ids() && !io::exists(options_.calib)
               ? journal_.load_calibration()
               : calib::load_dataset(options_.calib, nullptr,
                                     {.samples = options_.samples, .seq_len = options_.seq_len});
@@ -112,10 +112,15 @@ class QuantizeJob {
     }
   }
 
-  // Before anything that takes time. A run that is gone on with has the token ids.
+  // A run that is gone on with has its token ids.
+  [[nodiscard]] bool goes_on_with_ids() const {
+    return options_.resume && journal_.exists() && journal_.has_calibration();
+  }
+
+  // Before anything that takes time.
   void check_calibration_source() const {
     if (!plan_.needs_calibration || options_.calib == "self") return;
-    if (options_.resume && journal_.has_calibration()) return;
+    if (goes_on_with_ids()) return;
     const char* const remedy = "--calib takes self, FILE.txt, FILE.jsonl or FILE.safetensors";
     if (!io::exists(options_.calib)) {
       raise(ErrorCode::kFileNotFound, "{}: cannot open: no such file; {}", options_.calib, remedy);
@@ -207,6 +212,11 @@ class QuantizeJob {
   // True if there is a run to go on with. To be called under the lock.
   bool prepare_directory() {
     io::remove_temporaries(options_.out);
+    journal_.remove_temporaries();
+    for (const auto& format : formats_) {
+      const std::string directory = api::output_directory(options_.out, *format, formats_.size());
+      if (io::exists(directory)) io::remove_temporaries(directory);
+    }
     check_output();  // another process may have been faster
     if (journal_.exists()) return true;
     fs::remove_all(journal_.directory());  // of a run that died before it began

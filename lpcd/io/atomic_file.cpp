@@ -153,8 +153,7 @@ bool is_temporary(std::string_view file_name) {
 
 void remove_temporaries(const std::string& directory) {
   std::error_code error;
-  fs::recursive_directory_iterator it(directory, error);
-  for (const fs::recursive_directory_iterator end; !error && it != end; it.increment(error)) {
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
     if (!is_temporary(it->path().filename().string())) continue;
     std::error_code failed;
     fs::remove(it->path(), failed);

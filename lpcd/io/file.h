@@ -88,9 +88,8 @@ void make_directories(const std::string& path);
 /// True for the names of the temporary files of AtomicFiles.
 [[nodiscard]] bool is_temporary(std::string_view file_name);
 
-/// Removes what killed processes left of their AtomicFiles in `directory` and below (links are not
-/// followed). To be called under the DirectoryLock, since a living process's temporary files look
-/// the same.
+/// Removes what killed processes left of their AtomicFiles in `directory`. To be called under the
+/// DirectoryLock, since a living process's temporary files look the same.
 void remove_temporaries(const std::string& directory);
 
 /// True if there is anything at `path` (links are followed). kReadFailed where that cannot be told:

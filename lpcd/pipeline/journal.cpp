@@ -297,6 +297,14 @@ std::optional<int64_t> Journal::load_state(Streams& streams) const {
   return header.blocks;
 }
 
+void Journal::remove_temporaries() const {
+  if (!io::exists(directory_)) return;
+  io::remove_temporaries(directory_);
+  for (int64_t block = 0; io::exists(block_directory(block)); ++block) {
+    io::remove_temporaries(block_directory(block));
+  }
+}
+
 void Journal::remove_state() {
   std::error_code ignored;  // a leftover is harmless
   std::filesystem::remove(directory_ + "/state.bin", ignored);
@@ -344,9 +352,11 @@ void check_same_fingerprint(const Json& stored, const Json& current) {
     differences.push_back(fmt::format("and {} more", more));
   }
   if (!differences.empty()) {
-    raise(ErrorCode::kResumeMismatch,
-          "cannot resume: {}; use the options of the first run, or another --out",
-          fmt::join(differences, "; "));
+    raise(ErrorCode::kResumeMismatch, "cannot resume: {}; {}", fmt::join(differences, "; "),
+          flat_stored.value("numerics_version", Json()) ==
+                  flat_current.value("numerics_version", Json())
+              ? "use the options of the first run, or another --out"
+              : "finish it with the version of lpcd that began it, or give another --out");
   }
 }
 

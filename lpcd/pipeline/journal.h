@@ -55,6 +55,8 @@ class Journal {
   /// Loads the streams into stores of the right shape; the number of blocks they are after, or
   /// nothing if there is no state.
   [[nodiscard]] std::optional<int64_t> load_state(Streams& streams) const;
+  /// Removes temporary files that a killed process left in it.
+  void remove_temporaries() const;
   /// Removes the streams of a finished run.
   void remove_state();
 

@@ -190,12 +190,15 @@ void plan_blocks(const arch::Model& model, Plan& plan) {
             "--tensor-type is for types of ggml; add --format gguf:q4_k_m, or leave it out");
     }
     types.check_used(model);
-    for (const LayerPlan& layer : plan.layers[0]) {
-      if (!types.find(model, layer.role, 0)) continue;
-      raise(ErrorCode::kBadOption,
-            "--tensor-type: {} is on a grid of whole numbers, its type in the file follows from "
-            "that; name embedding and head only, or add --format gguf:q4_k_m",
-            layer.name);
+    for (const auto& block : plan.layers) {
+      for (const LayerPlan& layer : block) {
+        const auto b = static_cast<int64_t>(&block - plan.layers.data());
+        if (!types.find(model, layer.role, b)) continue;
+        raise(ErrorCode::kBadOption,
+              "--tensor-type: {} is on a grid of whole numbers, its type in the file follows from "
+              "that; name embedding and head only, or add --format gguf:q4_k_m",
+              layer.name);
+      }
     }
     return;
   }
@@ -498,6 +501,8 @@ uint64_t control_group_limit(const std::string& root) {
     uint64_t limit = 0;
     if (file >> limit && limit > 0) least = std::min(least, limit);  // "max" does not parse
   };
+  take(root + "/sys/fs/cgroup/memory.max");  // a container's own, /proc or not
+  take(root + "/sys/fs/cgroup/memory/memory.limit_in_bytes");
   std::ifstream groups(root + "/proc/self/cgroup");
   for (std::string line; std::getline(groups, line);) {  // ID:CONTROLLERS:PATH
     const size_t first = line.find(':');
@@ -508,13 +513,11 @@ uint64_t control_group_limit(const std::string& root) {
     if (!v2 && controllers.find(",memory,") == std::string::npos) continue;
     const std::string mount = root + (v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory");
     const char* const file = v2 ? "/memory.max" : "/memory.limit_in_bytes";
-    // Seen from inside a container the mount may be the group itself: both are asked.
     std::string path = line.substr(second + 1);
     while (!path.empty() && path != "/") {
       take(mount + path + file);
       path.resize(path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));
     }
-    take(mount + file);
   }
   return least;
 }

@@ -64,13 +64,11 @@ std::string merge_text(const Json& merge, const std::string& where) {
 std::string chat_template_of(const std::string& directory, const Json& config) {
   const std::string path = directory + "/chat_template.jinja";
   if (io::exists(path)) return io::read_text_file(path, kMaxBytes);
-  if (const auto file = read_json(directory + "/chat_template.json")) {
-    if (file->is_object() && file->value("chat_template", Json()).is_string()) {
-      return (*file)["chat_template"].get<std::string>();
-    }
+  Json value = config.is_object() ? config.value("chat_template", Json()) : Json();
+  if (value.is_null()) {
+    const Json file = read_json(directory + "/chat_template.json").value_or(Json::object());
+    value = file.is_object() ? file.value("chat_template", Json()) : Json();
   }
-  if (!config.is_object() || !config.contains("chat_template")) return "";
-  const Json& value = config["chat_template"];
   if (value.is_string()) return value.get<std::string>();
   if (!value.is_array()) return "";
   for (const Json& entry : value) {  // several, by name
@@ -178,7 +176,8 @@ std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory
   result.chat_template = chat_template_of(directory, config);
   const auto tokenizer = Tokenizer::from_directory(directory);
   const auto leading = tokenizer->leading_id();
-  v.add_bos = leading.has_value();
+  // As the converter of llama.cpp has it: the configuration may take it away.
+  v.add_bos = leading.has_value() && config.value("add_bos_token", Json()) != Json(false);
   if (leading) v.bos_id = *leading;
   if (const auto trailing = tokenizer->trailing_id(); trailing && trailing == v.eos_id) {
     v.add_eos = true;

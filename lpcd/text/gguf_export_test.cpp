@@ -75,6 +75,8 @@ TEST(ExportVocabulary, ByteLevelBpe) {
   EXPECT_EQ(v.add_bos, false);
   EXPECT_EQ(exported->chat_template, "{{ messages }}");
   io::write_file(dir / "chat_template.json", R"({"chat_template": "{{ tools }}"})");
+  EXPECT_EQ(export_vocabulary(dir.path(), 7)->chat_template, "{{ messages }}");
+  io::write_file(dir / "tokenizer_config.json", R"({"eos_token":"<|end|>"})");
   EXPECT_EQ(export_vocabulary(dir.path(), 7)->chat_template, "{{ tools }}");
   EXPECT_TRUE(exported->pre_is_known);
   EXPECT_FALSE(export_vocabulary(dir / "nowhere", 7));

@@ -72,12 +72,8 @@ std::optional<int32_t> special_token(const Json& config, const char* key, const 
   return name.is_string() ? impl.id_of(name.get<std::string>()) : std::nullopt;
 }
 
-// What "add_bos_token": true or false asks for; nothing if it says neither, or names no token.
-std::optional<std::vector<int32_t>> added_ids(const Json& config, const char* key,
-                                              std::optional<int32_t> id) {
-  const Json add = config.is_object() ? config.value(key, Json()) : Json();
-  if (!add.is_boolean() || (add.get<bool>() && !id)) return std::nullopt;
-  return add.get<bool>() ? std::vector<int32_t>{*id} : std::vector<int32_t>();
+bool adds(const Json& config, const char* key) {
+  return config.is_object() && config.value(key, Json()) == Json(true);
 }
 
 }  // namespace
@@ -91,19 +87,16 @@ std::optional<Tokenizer> Tokenizer::from_directory(const std::string& directory)
   const std::string path = (folder / "tokenizer.json").string();
   if (!std::filesystem::exists(path)) return std::nullopt;
   auto impl = Impl::read(io::read_text_file(path, kMaxTokenizerBytes), path);
-  // What ends a text stands beside tokenizer.json: by name, or by id. So does, in some models
-  // alone, what each text begins and ends with: transformers and llama.cpp's converter believe this
-  // file.
+  // What ends a text stands beside tokenizer.json: by name, or by id. So does, in some models alone
+  // (DeepSeek's distilled ones), what each text begins with: llama.cpp's converter and transformers
+  // 4 add it, transformers 5 does not. What tokenizer.json itself adds stays.
   if (const auto config = read_config(folder / "tokenizer_config.json")) {
     const auto bos = special_token(*config, "bos_token", *impl);
     const auto eos = special_token(*config, "eos_token", *impl);
     impl->add_end_id(eos);
-    if (const auto front = added_ids(*config, "add_bos_token", bos)) {
-      impl->post_processor.set_front(*front);
-    }
-    if (const auto back = added_ids(*config, "add_eos_token", eos)) {
-      impl->post_processor.set_back(*back);
-    }
+    PostProcessor& post = impl->post_processor;
+    if (bos && post.front().empty() && adds(*config, "add_bos_token")) post.set_front({*bos});
+    if (eos && post.back().empty() && adds(*config, "add_eos_token")) post.set_back({*eos});
   }
   if (const auto config = read_config(folder / "generation_config.json")) {
     const Json& eos = config->is_object() ? config->value("eos_token_id", Json()) : Json();

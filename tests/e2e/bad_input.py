@@ -238,6 +238,11 @@ with tempfile.TemporaryDirectory() as folder:
         expect_error(done, INPUT, "JSON", name=f"damaged {name}")
         (run / name).write_bytes(kept)
 
+    # A closed stderr takes no message; the exit code stays that of the error.
+    for target in ("2> /dev/full", "2>&-"):
+        done = subprocess.run(["sh", "-c", f"exec '{LPCD}' inspect /nonexistent {target}"])
+        check(done.returncode == IO, f"{target}: exit {done.returncode}")
+
     # A result that cannot be printed is no success.
     for arguments in (["inspect", good, "--json"], ["eval", good, "--ppl", text, "--quiet"], ["--help"],
                       ["generate", good, "--prompt", "the river", "--tokens", 4]):  # fmt: skip

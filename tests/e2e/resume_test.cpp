@@ -118,8 +118,12 @@ TEST_F(ResumeTest, TokenIdsInAFileAreKeptAsWell) {
   QuantizeOptions o = options("out");
   o.calib = ids;
   stop_half_way(o);
-  std::filesystem::remove(ids);
   o.resume = true;
+  QuantizeOptions fewer = o;
+  fewer.samples = 12;
+  expect_error([&] { quantize(fewer, ctx_); }, ErrorCode::kResumeMismatch,
+               "options/samples was 24, is 12");
+  std::filesystem::remove(ids);
   quantize(o, ctx_);
   EXPECT_EQ(weights("out"), weights("whole"));
 }

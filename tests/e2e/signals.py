@@ -28,3 +28,18 @@ with tempfile.TemporaryDirectory() as folder:
         done = lpcd(*shlex.split(resume))
         check(done.returncode == 0, f"{resume}: {done.stderr}")
         check(model_bytes(out) == model_bytes(work / "expected"), f"{number.name}: other bytes after resuming")
+
+    # A terminal that is closed, as by the end of a session over ssh: the progress line has nowhere to go.
+    out = work / "closed"
+    ours, theirs = os.openpty()
+    child = subprocess.Popen([LPCD, *(a for a in base if a != "--quiet"), "--out", str(out)], stdin=theirs,
+                             stdout=theirs, stderr=theirs, start_new_session=True)  # fmt: skip
+    os.close(theirs)
+    while not (out / ".lpcd" / "blocks" / "00000" / "record.json").exists() and child.poll() is None:
+        os.read(ours, 1 << 16)
+    os.close(ours)
+    child.send_signal(signal.SIGHUP)
+    check(child.wait() == 130, f"closed terminal: exit {child.returncode}")
+    done = lpcd(*base, "--out", out, "--resume")
+    check(done.returncode == 0, done.stderr)
+    check(model_bytes(out) == model_bytes(work / "expected"), "closed terminal: other bytes after resuming")
