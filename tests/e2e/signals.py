@@ -11,7 +11,7 @@ with tempfile.TemporaryDirectory() as folder:
     work = pathlib.Path(folder)
     text = text_file(work / "text.txt")
     model = tiny(work / "model", hidden=128, ffn=384, blocks=6, head_dim=32)
-    base = ["quantize", str(model), "--calib", str(text), "--samples", "24", "--seq-len", "128", "--group-size", "32",
+    base = ["quantize", str(model), "--calib", str(text), "--samples", "12", "--seq-len", "128", "--group-size", "32",
             "--quiet", "--threads", "1"]  # fmt: skip
     check(lpcd(*base, "--out", work / "expected").returncode == 0, "plain run")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
