@@ -101,7 +101,7 @@ class Comparison:
                 self.differ(name, "decode", str(ids), a, b)
         self.checks += len(lists)
 
-    def tokenizer(self, name, path, reference, count=2000, long_runs=False):
+    def tokenizer(self, name, path, reference, count=4000, long_runs=False):
         """All texts, both ways, and ids that no text gives."""
         begin = time.time()
         if self.quick:
