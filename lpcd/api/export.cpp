@@ -75,8 +75,7 @@ std::string export_run(const RunContext& ctx, const pipeline::Journal& journal,
   if (!fields.bool_or("finished", false)) {
     raise(ErrorCode::kBadModel,
           "{}: the run is not finished; go on with lpcd quantize {} --out {} --resume and the "
-          "options it "
-          "was started with (lpcd inspect {} lists them)",
+          "options it was started with (lpcd inspect {} lists them)",
           options.source, path, options.source, options.source);
   }
   const arch::Model model = bundle::open_model(path);

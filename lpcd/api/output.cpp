@@ -63,6 +63,16 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
     }
     option = value;
   };
+  // Types of ggml decide what these options would.
+  const auto refuse_integer_options = [&](const std::string& chosen) {
+    for (const char* name : {"bits", "group-size", "sym"}) {
+      if (!options.was_given(name)) continue;
+      raise(ErrorCode::kBadOption,
+            "--{} has no effect with {}, whose types decide; leave it out, or name types with "
+            "--tensor-type PATTERN=TYPE",
+            name, chosen);
+    }
+  };
   std::vector<std::unique_ptr<format::OutputFormat>> formats;
   const format::OutputFormat* first = nullptr;  // with an integer grid
   const format::OutputFormat* mix = nullptr;    // with a mix of ggml types
@@ -80,14 +90,7 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
       // "q4_k" and "q4_k_m" are the same.
       if (const auto given = format::Recipe::parse(options.grid)) options.grid = given->text();
       take("grid", options.grid, recipe, *mix);
-      for (const char* name : {"bits", "group-size", "sym"}) {
-        if (!options.was_given(name)) continue;
-        raise(
-            ErrorCode::kBadOption,
-            "--{} has no effect with --format {}, whose types decide; leave it out, or name types "
-            "with --tensor-type PATTERN=TYPE",
-            name, mix->text());
-      }
+      refuse_integer_options("--format " + mix->text());
       continue;
     }
     if (first != nullptr && *first->grid() != *grid) {
@@ -108,11 +111,7 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
     }
   }
   if (formats.empty() && options.grid != "int") {
-    for (const char* name : {"bits", "group-size", "sym"}) {
-      if (!options.was_given(name)) continue;
-      raise(ErrorCode::kBadOption, "--{} has no effect with --grid {}; leave one of them out", name,
-            options.grid);
-    }
+    refuse_integer_options("--grid " + options.grid);
     options.grid = pipeline::parse_recipe(options.grid).text();
     formats.push_back(format::parse_output_format("gguf:" + options.grid));
   }

@@ -55,8 +55,7 @@ bool is_model_directory(const std::string& path) {
   }
   raise(ErrorCode::kBadModel,
         "{}: an unfinished run; finish it with lpcd quantize ... --out {} --resume and the options "
-        "it "
-        "was started with (lpcd inspect {} lists them)",
+        "it was started with (lpcd inspect {} lists them)",
         path, path, path);
 }
 

@@ -12,10 +12,9 @@ namespace lpcd::bundle {
 /// Opens whatever the command takes as a model: a Hugging Face directory (also one in the
 /// gptq or pack-quantized layout, whose layers are decoded as they are read) or a GGUF file.
 ///
-/// Errors    kFileNotFound, kReadFailed; kBadModel for a directory without config.json (a run of
-/// ours,
-///           unfinished or with several formats, is recognised and named); kUnsupportedModel for a
-///           quantization method we cannot read; and those of arch::Model.
+/// Errors    kFileNotFound, kReadFailed; kBadModel for a directory without config.json (runs of
+///           ours, unfinished or with several formats, are recognised and named);
+///           kUnsupportedModel for a quantization method we cannot read; those of arch::Model.
 [[nodiscard]] arch::Model open_model(const std::string& path);
 
 /// What open_model takes in the folders of a directory: the formats of a run that wrote several.
