@@ -6,6 +6,7 @@
 # A second run uses what is there: the build, the model, finished and unfinished runs in demo/.
 set -euo pipefail
 cd "$(dirname "$0")"
+if [ $# != 0 ]; then sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 1; fi
 . tools/setup.sh
 
 SAMPLES=16 # sequences of 512 tokens, which the model writes itself: no data set is needed

