@@ -52,8 +52,7 @@ DType mixed(std::string_view name, const TensorPlace& p) {
       if (name == "q3_k_l") type = DType::kQ5_K;
       if (name == "q4_k_s" && i < 4) type = DType::kQ5_K;
       if (medium && more_bits(i, n)) type = DType::kQ6_K;
-      const bool shared = p.llama && n == 80 && p.queries_per_key > 1;
-      if (shared && (type == DType::kQ3_K || type == DType::kQ4_K)) type = DType::kQ5_K;
+      if (p.seventy_b && (type == DType::kQ3_K || type == DType::kQ4_K)) type = DType::kQ5_K;
       return type;
     }
     case Kind::kAttentionOutput:
@@ -66,7 +65,6 @@ DType mixed(std::string_view name, const TensorPlace& p) {
       if (name == "q3_k_m") return i < n / 16 ? DType::kQ5_K : DType::kQ4_K;
       if (name == "q3_k_l") return DType::kQ5_K;
       if (name == "q4_k_s" && i < n / 8) return DType::kQ5_K;
-      if (name == "q5_k_s" && i < n / 8) return DType::kQ6_K;
       if (medium && more_bits(i, n)) return DType::kQ6_K;
       return base;
     case Kind::kEmbedding:

@@ -17,8 +17,8 @@ struct TensorPlace {
   int64_t block = 0;
   int64_t blocks = 1;
   int64_t queries_per_key = 1;  ///< attention heads that share a key/value head
-  bool llama = false;  ///< of the llama family (its 80-block models have a rule of their own)
-  int64_t cols = 0;    ///< K
+  bool seventy_b = false;  ///< of what llama.cpp calls a 70B model, which has a rule of its own
+  int64_t cols = 0;        ///< K
 };
 
 /// Which ggml type each matrix gets: the mixes of llama-quantize by their names (Q4_K_M, ...), or

@@ -20,7 +20,7 @@ DType type_of(std::string_view recipe, Kind kind, int64_t block = 5, int64_t blo
                                       .block = block,
                                       .blocks = blocks,
                                       .queries_per_key = queries,
-                                      .llama = true,
+                                      .seventy_b = blocks == 80,
                                       .cols = cols});
 }
 
@@ -48,6 +48,8 @@ TEST(Recipe, MixesGiveMoreBitsWhereLlamaQuantizeDoes) {
   EXPECT_EQ(type_of("q4_k_m", Kind::kDown, 6), DType::kQ6_K);
   EXPECT_EQ(type_of("q4_k_m", Kind::kDown, 31), DType::kQ6_K);
   EXPECT_EQ(type_of("q4_k_s", Kind::kDown, 3), DType::kQ5_K);
+  EXPECT_EQ(type_of("q5_k_s", Kind::kDown, 0), DType::kQ5_K);
+  EXPECT_EQ(type_of("q5_k_m", Kind::kDown, 0), DType::kQ6_K);
   EXPECT_EQ(type_of("q4_k_m", Kind::kValue, 40, 80), DType::kQ5_K);  // of a 70B model
   EXPECT_EQ(type_of("q4_k_m", Kind::kHead), DType::kQ6_K);
   EXPECT_EQ(type_of("q4_k_m", Kind::kEmbedding), DType::kQ4_K);

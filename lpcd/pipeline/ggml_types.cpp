@@ -27,6 +27,12 @@ bool matches(const std::string& pattern, const arch::Model& model, Role role, in
          fnmatch(pattern.c_str(), gguf.c_str(), 0) == 0;
 }
 
+// Llama's 80 blocks without shared keys are the 65B of old; Qwen2's 72B counts as 70B too.
+bool is_seventy_b(const arch::ModelConfig& c) {
+  if (c.blocks != 80) return false;
+  return c.architecture == "qwen2" || (c.architecture == "llama" && c.heads > c.kv_heads);
+}
+
 }  // namespace
 
 TensorTypes::TensorTypes(const std::vector<std::string>& texts) {
@@ -72,7 +78,7 @@ format::TensorPlace place_of(const arch::ModelConfig& config, Role role, int64_t
   format::TensorPlace place{.block = block,
                             .blocks = config.blocks,
                             .queries_per_key = config.heads / config.kv_heads,
-                            .llama = config.architecture == "llama",
+                            .seventy_b = is_seventy_b(config),
                             .cols = config.shape(role).back()};
   switch (role) {
     case Role::kQ:
