@@ -73,16 +73,16 @@ AtomicFile::AtomicFile(AtomicFile&& other) noexcept
 AtomicFile::~AtomicFile() { abandon(); }
 
 void AtomicFile::abandon() noexcept {
-  if (fd_ < 0) return;
+  if (fd_ < 0 && !synced_) return;
   ::unlink(temporary_.c_str());
-  ::close(fd_);
+  if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
+  synced_ = false;
 }
 
 void AtomicFile::write(std::span<const std::byte> bytes) {
   LPCD_CHECK(fd_ >= 0);
   constexpr size_t kMaxCall = size_t{1} << 30;  // systems cap one call at about 2 GiB
-  synced_ = false;
   while (!bytes.empty()) {
     const ssize_t n = ::write(fd_, bytes.data(), std::min(bytes.size(), kMaxCall));
     if (n < 0 && errno == EINTR) continue;
@@ -99,8 +99,8 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 void AtomicFile::write(std::string_view text) { write(std::as_bytes(std::span(text))); }
 
 void AtomicFile::sync() {
-  LPCD_CHECK(fd_ >= 0);
   if (synced_) return;
+  LPCD_CHECK(fd_ >= 0);
   int result = 0;
   do {
     result = ::fsync(fd_);
@@ -113,6 +113,8 @@ void AtomicFile::sync() {
     raise_system_error(ErrorCode::kWriteFailed, path_, "write", error);
   }
   synced_ = true;
+  // Thousands of shards may wait for their commit, and a process may have 1024 files open.
+  ::close(std::exchange(fd_, -1));
 }
 
 void AtomicFile::commit() {
@@ -122,7 +124,7 @@ void AtomicFile::commit() {
     abandon();
     raise_system_error(ErrorCode::kWriteFailed, path_, "put the finished file in place", error);
   }
-  ::close(std::exchange(fd_, -1));  // all is on disk since sync()
+  synced_ = false;  // nothing to abandon
   sync_directory(parent_directory(path_));
 }
 

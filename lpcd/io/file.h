@@ -54,7 +54,8 @@ class AtomicFile {
 
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
-  /// Makes everything written so far durable without renaming. commit() calls it if needed.
+  /// Makes what was written durable without renaming, and ends the writing. commit() calls it if
+  /// needed.
   void sync();
   void commit();
 
@@ -101,7 +102,9 @@ void remove_temporaries(const std::string& directory);
 
 /// Exclusive lock on a directory for the life of the object (flock on `DIR/.lpcd-lock`, which the
 /// kernel gives up when the process dies, kill -9 included). The file goes with the object.
-/// Errors    kLocked when another process holds it, kWriteFailed when the file cannot be made.
+/// Some file systems have no locks (Lustre without -o flock, NFS without lockd); there the
+/// directory is not held. Errors    kLocked when another process holds it, kWriteFailed when the
+/// file cannot be made.
 class DirectoryLock {
  public:
   explicit DirectoryLock(const std::string& directory);
@@ -109,9 +112,13 @@ class DirectoryLock {
   DirectoryLock& operator=(const DirectoryLock&) = delete;
   ~DirectoryLock();
 
+  /// False where the file system has no locks.
+  [[nodiscard]] bool held() const { return held_; }
+
  private:
   std::string path_;
   int fd_ = -1;
+  bool held_ = true;
 };
 
 }  // namespace lpcd::io

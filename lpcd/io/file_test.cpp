@@ -113,10 +113,12 @@ TEST(AtomicFile, AppearsWholeAndOnlyOnCommit) {
   file.write(std::as_bytes(std::span("text", 4)));
   EXPECT_EQ(file.size(), 8U);
   EXPECT_EQ(read_text_file(dir / "f", 100), "old");
-  file.sync();
   AtomicFile moved(std::move(file));
   moved.write("!");
-  moved.commit();
+  moved.sync();
+  EXPECT_EQ(read_text_file(dir / "f", 100), "old");
+  AtomicFile again(std::move(moved));
+  again.commit();
   EXPECT_EQ(read_text_file(dir / "f", 100), "new text!");
   EXPECT_EQ(dir.entries(), std::vector<std::string>{"f"});
 }
@@ -230,6 +232,26 @@ TEST(DirectoryLock, IsExclusiveAndLeavesNoFile) {
   }
   expect_error([&] { DirectoryLock none(dir / "gone"); }, ErrorCode::kWriteFailed,
                "No such file or directory");
+}
+
+// Thousands of shards may wait for their commit.
+TEST(AtomicFile, HoldsNoDescriptorBetweenSyncAndCommit) {
+  const TemporaryDirectory dir;
+  const auto open_files = [] {
+    return std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator());
+  };
+  const auto before = open_files();
+  {
+    std::vector<AtomicFile> files;
+    for (int i = 0; i < 8; ++i) {
+      files.emplace_back(dir / std::to_string(i));
+      files.back().write("x");
+      files.back().sync();
+    }
+    EXPECT_EQ(open_files(), before);
+    files.front().commit();
+  }
+  EXPECT_EQ(dir.entries(), std::vector<std::string>{"0"});
 }
 
 /// Runs `body` in a child that then waits; returns its id once the body is through.

@@ -144,8 +144,14 @@ class CheckpointDirectory {
 
  private:
   /// The Hugging Face cache keeps files in MODEL/blobs, and links to them in
-  /// MODEL/snapshots/REVISION.
+  /// MODEL/snapshots/REVISION. Directories that huggingface-cli filled before its version 0.23 have
+  /// links to models--OWNER--NAME/blobs, wherever the cache is.
   [[nodiscard]] bool is_cached_blob(const fs::path& target) const {
+    const fs::path blobs = target.parent_path();
+    if (blobs.filename() == "blobs" &&
+        blobs.parent_path().filename().string().starts_with("models--")) {
+      return true;
+    }
     const fs::path snapshots = root_.parent_path();
     return snapshots.filename() == "snapshots" &&
            is_inside(target, snapshots.parent_path() / "blobs");

@@ -407,11 +407,18 @@ TEST(SafetensorsDirectory, ReadsSnapshotsOfTheHuggingFaceCache) {
   expect_error([&] { (void)open_safetensors_directory(snapshot); }, ErrorCode::kBadFile,
                "leads out of the directory");
 
-  // Only snapshots have that right.
-  make_directories(cache / "models--a--b/shots/0123abcd");
-  fs::create_symlink("../../blobs/f00d", cache / "models--a--b/shots/0123abcd/model.safetensors");
-  expect_error([&] { (void)open_safetensors_directory(cache / "models--a--b/shots/0123abcd"); },
-               ErrorCode::kBadFile, "leads out of the directory");
+  // huggingface-cli download --local-dir, until its version 0.23.
+  make_directories(cache / "elsewhere");
+  const std::string local = cache / "elsewhere/model.safetensors";
+  fs::create_symlink("../models--a--b/blobs/f00d", local);
+  EXPECT_EQ(open_safetensors_directory(cache / "elsewhere")->location("a"), "model.safetensors");
+  // Only blobs of a cache have that right.
+  make_directories(cache / "models/blobs");
+  put_file(cache / "models/blobs/f00d", shard_with("a"));
+  fs::remove(local);
+  fs::create_symlink("../models/blobs/f00d", local);
+  expect_error([&] { (void)open_safetensors_directory(cache / "elsewhere"); }, ErrorCode::kBadFile,
+               "leads out of the directory");
 
   fs::remove(model);
   fs::create_symlink("../../blobs/lost", model);
