@@ -227,12 +227,17 @@ ModelConfig llama_like_from_gguf(const io::GgufFile& file, std::string_view arch
           "{}: rotary dimension, key length and value length differ; only equal ones are supported",
           file.path());
   }
-  const std::string scaling = file.string_or(key("rope.scaling.type"), "none");
+  // Files of 2023 have a factor without a type, and the oldest one by another name.
+  const std::string scaling = file.string_or(key("rope.scaling.type"), "linear");
   if (scaling == "linear") {
-    model.rope_scaling.kind = nn::RopeScaling::Kind::kLinear;
-    model.rope_scaling.factor = file.number_at(key("rope.scaling.factor"));
-    if (!(model.rope_scaling.factor > 0)) {
-      raise(ErrorCode::kBadModel, "{}: rope.scaling.factor must be > 0", file.path());
+    const double factor =
+        file.number_or(key("rope.scaling.factor"), file.number_or(key("rope.scale_linear"), 1.0));
+    if (!(factor >= 0)) {
+      raise(ErrorCode::kBadModel, "{}: rope.scaling.factor must be >= 0", file.path());
+    }
+    if (factor != 0 && factor != 1) {
+      model.rope_scaling.kind = nn::RopeScaling::Kind::kLinear;
+      model.rope_scaling.factor = factor;
     }
   } else if (scaling != "none") {
     raise(ErrorCode::kUnsupportedModel,

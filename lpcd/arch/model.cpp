@@ -90,7 +90,9 @@ Json make_hf_config(const Architecture& architecture, const ModelConfig& config,
   for (const auto& [key, name] : {std::pair{"tokenizer.ggml.bos_token_id", "bos_token_id"},
                                   {"tokenizer.ggml.eos_token_id", "eos_token_id"},
                                   {"tokenizer.ggml.padding_token_id", "pad_token_id"}}) {
-    if (file.find_key(key) != nullptr) json[name] = file.int_at(key);
+    if (file.find_key(key) == nullptr) continue;
+    const int64_t id = file.int_at(key);  // -1 or 2^32 - 1: none
+    if (id >= 0 && id < config.vocab_size) json[name] = id;
   }
   return json;
 }

@@ -24,7 +24,13 @@ constexpr const char* kRopeTable = "rope_freqs.weight";
 std::string model_name(const arch::Model& model) {
   std::filesystem::path path = std::filesystem::absolute(model.path()).lexically_normal();
   if (path.filename().empty()) path = path.parent_path();
-  return model.gguf() != nullptr ? path.stem().string() : path.filename().string();
+  if (model.gguf() != nullptr) return path.stem().string();
+  // The Hugging Face cache: models--OWNER--NAME/snapshots/REVISION.
+  const std::string cached = path.parent_path().parent_path().filename().string();
+  if (path.parent_path().filename() == "snapshots" && cached.starts_with("models--")) {
+    return cached.substr(cached.rfind("--") + 2);
+  }
+  return path.filename().string();
 }
 
 // ---- metadata -----------------------------------------------------------------------------------
@@ -79,14 +85,16 @@ void add_vocabulary(const text::ExportedVocabulary& exported, io::GgufMetadata& 
 }
 
 // Ids that config.json names where the tokenizer's files do not.
-void add_ids_of_config(const Json& config, io::GgufMetadata& m) {
+void add_ids_of_config(const Json& config, int64_t vocab_size, io::GgufMetadata& m) {
   for (const auto& [from, to] : {std::pair{"bos_token_id", "tokenizer.ggml.bos_token_id"},
                                  {"eos_token_id", "tokenizer.ggml.eos_token_id"},
                                  {"pad_token_id", "tokenizer.ggml.padding_token_id"}}) {
     if (m.has(to) || !config.contains(from)) continue;
     const Json& value = config[from];
     const Json& first = value.is_array() && !value.empty() ? value[0] : value;
-    if (first.is_number_integer() && first >= 0) m.set_u32(to, first.get<int64_t>());
+    if (first.is_number_integer() && first >= 0 && first < vocab_size) {
+      m.set_u32(to, first.get<int64_t>());
+    }
   }
 }
 
@@ -108,7 +116,7 @@ io::GgufMetadata make_metadata(const GgufContents& contents, int64_t file_type) 
     add_hyper_parameters(model, m);
     if (const auto v = text::export_vocabulary(model.path(), model.config().vocab_size)) {
       add_vocabulary(*v, m);
-      add_ids_of_config(model.hf_config(), m);
+      add_ids_of_config(model.hf_config(), model.config().vocab_size, m);
     }
   }
   m.set_u32("general.file_type", file_type);
@@ -262,6 +270,8 @@ int64_t file_type_of(const GgufContents& contents, const TensorList& list) {
       return 8;
     case DType::kQ8_0:
       return 7;
+    case DType::kQ2_0:
+      return 41;
     default:
       return 1;
   }

@@ -153,8 +153,9 @@ void add_files_from_gguf(const DirectoryContents& contents, const std::string& d
     const std::string id_key = fmt::format("tokenizer.ggml.{}_token_id", key);
     if (file.find_key(id_key) == nullptr) continue;
     const int64_t id = file.int_at(id_key);
+    if (id < 0 || id >= contents.model->config().vocab_size) continue;  // none
     if (*name != '\0') generation[name] = id;
-    if (texts != nullptr && id >= 0 && std::cmp_less(id, texts->size())) {
+    if (texts != nullptr && std::cmp_less(id, texts->size())) {
       config[token] = (*texts)[static_cast<size_t>(id)];
     }
   }

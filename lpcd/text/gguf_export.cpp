@@ -42,6 +42,29 @@ bool is_byte_token(const std::string& token) {
   return token.size() == 6 && token.starts_with("<0x") && token.back() == '>';
 }
 
+// Tokens with a part in a conversation or in pre-training that the checkpoint does not call
+// special; llama.cpp's converter goes by the same looks. Text of a user must not be read as one of
+// them.
+bool looks_special(const std::string& token) {
+  constexpr std::string_view kWideBar = "\uFF5C";
+  const auto between = [&](std::string_view begin, std::string_view end) {
+    return token.size() >= begin.size() + end.size() && token.starts_with(begin) &&
+           token.ends_with(end);
+  };
+  const std::string wide(kWideBar);
+  return between("<|", "|>") || between("<" + wide, wide + ">") || between("<unused", ">") ||
+         token == "<pad>" || token == "<mask>" || token == "<2mass>" || token == "[@BOS@]";
+}
+
+// llama.cpp looks for such a token in the text as it is, where U+2581 is a space still.
+std::string with_spaces(std::string token) {
+  constexpr std::string_view kMark = "\u2581";
+  for (size_t at = token.find(kMark); at != std::string::npos; at = token.find(kMark, at)) {
+    token.replace(at, kMark.size(), " ");
+  }
+  return token;
+}
+
 // A token by name: "<s>", {"content": "<s>"}.
 std::optional<int64_t> id_of(const Json& config, const char* key,
                              const std::unordered_map<std::string, int64_t>& ids) {
@@ -80,10 +103,10 @@ std::string chat_template_of(const std::string& directory, const Json& config) {
 
 }  // namespace
 
-std::optional<std::string> pre_name(std::string_view pre_tokenizer_json) {
+std::optional<std::string> pre_name(std::string_view pre_tokenizer_json, bool ignore_merges) {
   const Json wanted = essence(parse_json(pre_tokenizer_json, "pre_tokenizer"));
   // Each name stands for the steps that a GGUF file with it is read with.
-  for (const char* name : {"gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"}) {
+  for (const char* name : {"gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2", "tekken"}) {
     GgufVocabulary tiny;
     tiny.model = "gpt2";
     tiny.pre = name;
@@ -91,7 +114,10 @@ std::optional<std::string> pre_name(std::string_view pre_tokenizer_json) {
     tiny.merges = {"a b"};
     tiny.add_bos = false;
     const Json known = parse_json(tokenizer_json(tiny, name), name);
-    if (essence(known["pre_tokenizer"]) == wanted) return name;
+    if (essence(known["pre_tokenizer"]) == wanted &&
+        known["model"]["ignore_merges"] == Json(ignore_merges)) {
+      return name;
+    }
   }
   return std::nullopt;
 }
@@ -129,8 +155,15 @@ std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory
   if (fields.find("added_tokens") != nullptr) {
     for (const Json& entry : fields.array_at("added_tokens")) {
       const JsonFields token(entry, path + ": added_tokens");
-      add(token.string_at("content"), token.int_at("id", 0),
-          token.bool_or("special", false) ? token_type::kControl : token_type::kUserDefined);
+      const std::string content = token.string_at("content");
+      const int64_t id = token.int_at("id", 0);
+      if (id >= size) continue;  // a "<pad>" that nobody gave a row of the embedding
+      if (token.bool_or("special", false) || looks_special(content)) {
+        add(content, id, token_type::kControl);
+      } else {
+        add(with_spaces(content), id, token_type::kUserDefined);
+        ids[content] = id;
+      }
     }
   }
   for (int64_t id = 0; id < size; ++id) {
@@ -150,7 +183,11 @@ std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory
     double rank = 0;
     for (const Json& merge : merges) {
       std::string token = merge_text(merge, path);
-      token.erase(token.find(' '), 1);  // spaces inside tokens are written as U+2581
+      const size_t space = token.find(' ');  // those inside tokens are written as U+2581
+      if (space == std::string::npos) {
+        raise(ErrorCode::kBadFile, "{}: a merge has no space between its parts", path);
+      }
+      token.erase(space, 1);
       const auto it = ids.find(token);
       rank -= 1;
       if (it == ids.end()) continue;
@@ -165,9 +202,12 @@ std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory
   } else {
     v.model = "gpt2";
     for (const Json& merge : merges) v.merges.push_back(merge_text(merge, path));
-    const auto name = pre_name(dump_json(json->value("pre_tokenizer", Json())));
+    const std::string steps = dump_json(json->value("pre_tokenizer", Json()));
+    const bool ignore_merges = model.bool_or("ignore_merges", false);
+    const auto name = pre_name(steps, ignore_merges);
     result.pre_is_known = name.has_value();
-    v.pre = name.value_or("default");
+    // The same words with other merges are nearer than no name at all.
+    v.pre = name ? *name : pre_name(steps, !ignore_merges).value_or("default");
   }
   const Json config = read_json(directory + "/tokenizer_config.json").value_or(Json::object());
   v.bos_id = id_of(config, "bos_token", ids);

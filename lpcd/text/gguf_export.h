@@ -14,8 +14,8 @@ struct ExportedVocabulary {
   GgufVocabulary vocabulary;  ///< exactly `size` tokens; gaps are "[PAD7]", of type 5 (unused)
   std::optional<int64_t> padding_id;
   std::string chat_template;
-  /// False if the words into which the tokenizer cuts text have no name in GGUF: `pre` is then
-  /// "default", and llama.cpp cuts some texts differently.
+  /// False if the way in which the tokenizer cuts text has no name in GGUF: `pre` is then the
+  /// nearest, or "default", and llama.cpp cuts some texts differently.
   bool pre_is_known = true;
 };
 
@@ -28,7 +28,10 @@ struct ExportedVocabulary {
 [[nodiscard]] std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory,
                                                                   int64_t size);
 
-/// Name for tokenizer.ggml.pre of a "pre_tokenizer" of tokenizer.json, or nothing.
-[[nodiscard]] std::optional<std::string> pre_name(std::string_view pre_tokenizer_json);
+/// Name for tokenizer.ggml.pre of a "pre_tokenizer" of tokenizer.json, or nothing. Names differ in
+/// `ignore_merges` of the model as well: whether a word that is a token as a whole is taken as it
+/// is.
+[[nodiscard]] std::optional<std::string> pre_name(std::string_view pre_tokenizer_json,
+                                                  bool ignore_merges = false);
 
 }  // namespace lpcd::text

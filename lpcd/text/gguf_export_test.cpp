@@ -38,9 +38,12 @@ TEST(PreName, RecognisesTheKnownTokenizers) {
   EXPECT_EQ(pre_name(sequence(R"({"type":"Digits","individual_digits":true})", kByteLevel)),
             "smollm");
   EXPECT_EQ(pre_name(sequence(split(kQwenWords), bytes)), "qwen2");
-  EXPECT_EQ(pre_name(sequence(split(kLlama3Words), bytes)), "llama-bpe");
   EXPECT_FALSE(pre_name(sequence(split("[a-z]+"), bytes)));
   EXPECT_FALSE(pre_name("null"));
+  // Llama 3's words, of which one that is a token as a whole is taken as it is, or not.
+  EXPECT_EQ(pre_name(sequence(split(kLlama3Words), bytes), true), "llama-bpe");
+  EXPECT_EQ(pre_name(sequence(split(kLlama3Words), bytes), false), "smaug-bpe");
+  EXPECT_FALSE(pre_name(sequence(split(kQwenWords), bytes), true));
 }
 
 TEST(ExportVocabulary, ByteLevelBpe) {
@@ -80,8 +83,44 @@ TEST(ExportVocabulary, ByteLevelBpe) {
   EXPECT_EQ(export_vocabulary(dir.path(), 7)->chat_template, "{{ tools }}");
   EXPECT_TRUE(exported->pre_is_known);
   EXPECT_FALSE(export_vocabulary(dir / "nowhere", 7));
-  lpcd::testing::expect_error([&] { (void)export_vocabulary(dir.path(), 4); }, ErrorCode::kBadFile,
-                              "outside the model's 4 embeddings");
+  lpcd::testing::expect_error([&] { (void)export_vocabulary(dir.path(), 2); }, ErrorCode::kBadFile,
+                              "outside the model's 2 embeddings");
+}
+
+// What llama.cpp's converter makes of added tokens.
+TEST(ExportVocabulary, AddedTokensAreTypedByTheirLooks) {
+  const TemporaryDirectory dir;
+  Json added = Json::array();
+  for (const char* token : {"<|fim_prefix|>", "<\uFF5CUser\uFF5C>", "<unused7>", "<pad>", "<tool>",
+                            "\u2581two\u2581words", "[no row]"}) {
+    added.push_back({{"id", 3 + added.size()}, {"content", token}, {"special", false}});
+  }
+  Json json = {
+      {"version", "1.0"},
+      {"added_tokens", added},
+      {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}}},
+      {"decoder", nullptr},
+      {"model",
+       {{"type", "BPE"}, {"vocab", {{"a", 0}, {"b", 1}, {"ab", 2}}}, {"merges", {"a b"}}}}};
+  const auto write = [&] { io::write_file(dir / "tokenizer.json", dump_json(json)); };
+  write();
+  const GgufVocabulary v = export_vocabulary(dir.path(), 9)->vocabulary;
+  EXPECT_EQ(v.token_types, (std::vector<int64_t>{1, 1, 1, 3, 3, 3, 3, 4, 4}));
+  EXPECT_EQ(v.tokens[8], " two words");
+  EXPECT_EQ(v.tokens[3], "<|fim_prefix|>");
+
+  // The nearest name for words with other merges, and that it is not the same.
+  json["model"]["ignore_merges"] = true;
+  write();
+  const auto whole = export_vocabulary(dir.path(), 9);
+  EXPECT_EQ(whole->vocabulary.pre, "gpt-2");
+  EXPECT_FALSE(whole->pre_is_known);
+
+  json["model"]["byte_fallback"] = true;
+  json["model"]["merges"] = {"ab"};
+  write();
+  lpcd::testing::expect_error([&] { (void)export_vocabulary(dir.path(), 9); }, ErrorCode::kBadFile,
+                              "no space");
 }
 
 TEST(ExportVocabulary, SentencePieceGetsScoresThatOrderItsMerges) {

@@ -25,7 +25,8 @@ constexpr std::string_view kTekkenWords =
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|)"
     R"(\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
-enum class Words { kDefault, kGpt2, kDigits, kLlama3, kQwen2, kTekken };
+// kSmaug: the words of Llama 3, of which none is taken as a whole, and no leading token.
+enum class Words { kDefault, kGpt2, kDigits, kLlama3, kSmaug, kQwen2, kTekken };
 
 // What a name in tokenizer.ggml.pre stands for.
 struct PreKind {
@@ -41,7 +42,7 @@ constexpr std::array<PreKind, 27> kPreKinds = {{
     {"falcon3", Words::kLlama3}, {"falcon-h1", Words::kLlama3},
     {"pixtral", Words::kLlama3}, {"midm-2.0", Words::kLlama3},
     {"lfm2", Words::kLlama3},    {"jina-v5-nano", Words::kLlama3},
-    {"dbrx", Words::kLlama3},    {"smaug-bpe", Words::kLlama3},
+    {"dbrx", Words::kSmaug},     {"smaug-bpe", Words::kSmaug},
     {"qwen2", Words::kQwen2},    {"deepseek-r1-qwen", Words::kQwen2},
     {"kormo", Words::kQwen2},    {"f2llmv2", Words::kQwen2},
     {"megrez", Words::kQwen2},   {"stablelm2", Words::kQwen2},
@@ -169,6 +170,7 @@ Json pre_tokenizer_json(Words words, bool add_prefix_space) {
       steps.push_back(byte_level_step(add_prefix_space, true));
       return {{"type", "Sequence"}, {"pretokenizers", steps}};
     case Words::kLlama3:
+    case Words::kSmaug:
       steps.push_back(split_step(
           fmt::format("{}{}{}", kContractions, R"([^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3})", kTail)));
       break;

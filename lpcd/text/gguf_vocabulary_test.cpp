@@ -52,6 +52,12 @@ TEST(GgufVocabulary, Gpt2SplitsAsItsPreSays) {
   EXPECT_EQ(from_vocabulary(v, "v").encode("a12", SpecialTokens::kAdd), (Ids{5, 4}));
   v.add_bos.reset();  // the default of llama-bpe
   EXPECT_EQ(from_vocabulary(v, "v").encode("a12", SpecialTokens::kAdd), (Ids{0, 5, 4}));
+  v.tokens[8] = "aa";  // a word that no merge makes
+  v.token_types[8] = 1;
+  EXPECT_EQ(from_vocabulary(v, "v").encode("aa", SpecialTokens::kAdd), (Ids{0, 8}));
+  v.pre = "smaug-bpe";  // the same words, but no leading token and no words as a whole
+  EXPECT_EQ(from_vocabulary(v, "v").encode("aa", SpecialTokens::kAdd), (Ids{5, 5}));
+  v.pre = "llama-bpe";
   v.add_eos = true;
   EXPECT_EQ(from_vocabulary(v, "v").encode("a12", SpecialTokens::kAdd), (Ids{0, 5, 4, 1}));
   for (const char* pre : {"", "default"}) {  // three digits at a time, as llama.cpp does it
