@@ -98,11 +98,12 @@ Dataset sample_windows(const std::vector<int32_t>& tokens, const std::string& so
                        const DatasetOptions& options) {
   const int64_t windows = static_cast<int64_t>(tokens.size()) / options.seq_len;
   if (windows < options.samples) {
+    const std::string fewer = windows > 0 ? fmt::format("--samples to {} or ", windows) : "";
     raise(ErrorCode::kBadText,
           "{}: {} samples of {} tokens need {} tokens, the text has {}; give more text, or lower "
-          "--samples to {} or --seq-len",
+          "{}--seq-len",
           source, options.samples, options.seq_len, options.samples * options.seq_len,
-          tokens.size(), windows);
+          tokens.size(), fewer);
   }
   // Partial Fisher-Yates shuffle: the first `samples` places of a random order.
   std::vector<int64_t> order(static_cast<size_t>(windows));
@@ -149,7 +150,8 @@ void refuse_binary(const std::string& path, std::string_view content) {
 std::vector<int32_t> tokenize_file(const std::string& path, const text::Tokenizer* tokenizer,
                                    const std::string& text_key) {
   const std::string content = io::read_text_file(path, kMaxTextBytes);
-  if (content.empty()) raise(ErrorCode::kBadText, "{}: the file is empty", path);
+  if (content.empty())
+    raise(ErrorCode::kBadText, "{}: the file is empty; give one with text", path);
   if (tokenizer == nullptr) {
     raise(ErrorCode::kBadModel,
           "{}: the model has no tokenizer to read text with; give token ids (.safetensors with "

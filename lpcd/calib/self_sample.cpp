@@ -56,7 +56,8 @@ int32_t draw_token(std::span<float> logits, double temperature, double uniform) 
 
 Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
                           const text::Tokenizer* tokenizer, const DatasetOptions& options,
-                          double temperature, uint64_t weight_budget) {
+                          double temperature, uint64_t weight_budget,
+                          const SampleCheckpoint* checkpoint) {
   const arch::ModelConfig& c = model.config();
   Dataset data;
   data.seq_len = options.seq_len;
@@ -66,7 +67,16 @@ Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
   const int64_t batch = sampling_cost(c, options.samples, options.seq_len).batch;
   const double total = static_cast<double>(options.samples * options.seq_len);
 
-  for (int64_t first = 0; first < options.samples; first += batch) {
+  int64_t begin = 0;
+  if (checkpoint != nullptr) {
+    const std::vector<int32_t> kept = checkpoint->load();
+    const auto tokens = static_cast<int64_t>(kept.size());
+    if (tokens % (batch * options.seq_len) == 0 && kept.size() < data.ids.size()) {
+      std::ranges::copy(kept, data.ids.begin());
+      begin = tokens / options.seq_len;
+    }
+  }
+  for (int64_t first = begin; first < options.samples; first += batch) {
     const int64_t count = std::min(batch, options.samples - first);
     // A generator per sequence: the text of one does not depend on how many are made at a time.
     std::vector<std::mt19937_64> rng;
@@ -99,6 +109,10 @@ Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
                   .item = "sampling text from the model",
                   .done = static_cast<double>(first * options.seq_len + count * t),
                   .total = total});
+    }
+    if (checkpoint != nullptr && first + batch < options.samples) {
+      checkpoint->save(
+          std::span(data.ids).first(static_cast<size_t>((first + count) * options.seq_len)));
     }
   }
   return data;

@@ -175,6 +175,30 @@ void Journal::save_calibration(const calib::Dataset& data) {
   pending.commit();
 }
 
+void Journal::save_sample(const std::string& key, std::span<const int32_t> ids) {
+  io::make_directories(directory_);
+  io::write_file(directory_ + "/sample.json", dump_json({{"key", key}, {"ids", ids}}));
+}
+
+std::vector<int32_t> Journal::load_sample(const std::string& key) const {
+  const std::string path = directory_ + "/sample.json";
+  if (!io::exists(path)) return {};
+  const Json json = parse_json(io::read_text_file(path, kMaxJsonBytes), path);
+  if (json.value("key", "") != key) return {};
+  return json.value("ids", std::vector<int32_t>());
+}
+
+bool Journal::has_sample() const { return io::exists(directory_ + "/sample.json"); }
+
+void Journal::clear() {
+  std::vector<std::filesystem::path> stale;
+  std::error_code error;  // there may be no directory
+  for (const auto& entry : std::filesystem::directory_iterator(directory_, error)) {
+    if (entry.path().filename() != "sample.json") stale.push_back(entry.path());
+  }
+  for (const auto& path : stale) std::filesystem::remove_all(path);
+}
+
 bool Journal::has_calibration() const { return io::exists(directory_ + "/calibration.json"); }
 
 calib::Dataset Journal::load_calibration() const {
@@ -201,9 +225,13 @@ std::string Journal::block_directory(int64_t block) const {
   return fmt::format("{}/blocks/{:05}", directory_, block);
 }
 
+bool Journal::has_block(int64_t block) const {
+  return io::exists(block_directory(block) + "/record.json");
+}
+
 int64_t Journal::committed_blocks() const {
   int64_t count = 0;
-  while (io::exists(block_directory(count) + "/record.json")) ++count;
+  while (has_block(count)) ++count;
   return count;
 }
 
@@ -307,6 +335,7 @@ void Journal::remove_temporaries() const {
 
 void Journal::remove_state() {
   std::error_code ignored;  // a leftover is harmless
+  std::filesystem::remove(directory_ + "/sample.json", ignored);
   std::filesystem::remove(directory_ + "/state.bin", ignored);
 }
 

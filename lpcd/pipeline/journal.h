@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,7 @@ constexpr int kNumericsVersion = 8;
 /// The state of a run on disk, in DIR/.lpcd: one atomic commit per block.
 ///
 ///   run.json                     fingerprint, options, what the run is about
+///   sample.json                  text that the model writes for itself, while it does
 ///   calibration.safetensors      the token ids
 ///   blocks/00012/layers.safetensors   codes, scales and zeros of the block's layers
 ///   blocks/00012/record.json     what happened, and the hash of layers.safetensors; written last:
@@ -42,7 +44,17 @@ class Journal {
   [[nodiscard]] bool has_calibration() const;
   [[nodiscard]] calib::Dataset load_calibration() const;
 
-  /// Number of blocks committed, counted from the first.
+  /// Keeps text that a model is writing for itself, before there is a run: all ids so far, under a
+  /// key of what they depend on.
+  void save_sample(const std::string& key, std::span<const int32_t> ids);
+  /// What was kept under that key; empty if nothing was.
+  [[nodiscard]] std::vector<int32_t> load_sample(const std::string& key) const;
+  [[nodiscard]] bool has_sample() const;
+  /// Removes what a run that died before it began has left, but for the text it has written.
+  void clear();
+
+  [[nodiscard]] bool has_block(int64_t block) const;
+  /// Number of blocks committed, counted from the first up to one that is not.
   [[nodiscard]] int64_t committed_blocks() const;
   void commit_block(int64_t block, const QuantizedLayers& layers,
                     const std::vector<LayerPlan>& plan, const Json& record);
@@ -57,7 +69,7 @@ class Journal {
   [[nodiscard]] std::optional<int64_t> load_state(Streams& streams) const;
   /// Removes temporary files that a killed process left in it.
   void remove_temporaries() const;
-  /// Removes the streams of a finished run.
+  /// Removes the streams and the text of a finished run.
   void remove_state();
 
   /// DIR/.lpcd: also the place for temporary stores.

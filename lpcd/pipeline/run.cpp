@@ -34,7 +34,15 @@ class Runner {
                        [this](std::string_view item, double flops) { advanced(item, flops); });
     for (block_ = done; block_ < plan_.blocks; ++block_) {
       ctx_.throw_if_cancelled();
-      with_context(fmt::format("block {}", block_), [&] { run_block(blocks); });
+      with_context(fmt::format("block {}", block_), [&] {
+        // Behind a block that was damaged and made again stand others, which need no more than
+        // that.
+        if (journal_.has_block(block_)) {
+          if (plan_.needs_calibration) run_again(block_);
+        } else {
+          run_block(blocks);
+        }
+      });
     }
   }
 
@@ -92,14 +100,19 @@ class Runner {
                    .item = fmt::format("running block {}/{} again", b + 1, done),
                    .done = static_cast<double>(b - *at),
                    .total = static_cast<double>(done - *at)});
-      arch::BlockWeights weights = model_.read_block(b);
-      if (plan_.original_stream) advance(weights, streams_.original);
-      if (plan_.quantized_stream) {
-        for (auto& [role, q] : journal_.read_block(b)) weights[role] = q.decode();
-        advance(weights, streams_.quantized);
-      }
-      streams_.equal = false;
+      run_again(b);
     }
+  }
+
+  // The streams through a block that is committed.
+  void run_again(int64_t b) {
+    arch::BlockWeights weights = model_.read_block(b);
+    if (plan_.original_stream) advance(weights, streams_.original);
+    if (plan_.quantized_stream) {
+      for (auto& [role, q] : journal_.read_block(b)) weights[role] = q.decode();
+      advance(weights, streams_.quantized);
+    }
+    streams_.equal = false;
   }
 
   void advance(const arch::BlockWeights& weights, calib::ActivationStore& store) {
