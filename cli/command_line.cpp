@@ -10,11 +10,6 @@
 namespace lpcd::cli {
 namespace {
 
-std::string number_text(double value) {
-  return value == std::floor(value) && std::abs(value) < 1e15 ? fmt::format("{:.0f}", value)
-                                                              : fmt::format("{}", value);
-}
-
 // Words of `text` in lines of `width`, every line after the first indented by `indent`.
 std::string wrap(const std::string& text, size_t width, size_t indent) {
   std::string out;
@@ -44,15 +39,6 @@ size_t help_width() {
   winsize size{};
   if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
   return std::clamp<size_t>(size.ws_col, 60, 120);
-}
-
-std::string range_text(const OptionInfo& info) {
-  const bool low = info.min > -1e299;
-  const bool high = info.max < 1e299;
-  if (low && high) return fmt::format("{} to {}", number_text(info.min), number_text(info.max));
-  if (low) return ">= " + number_text(info.min);
-  if (high) return "<= " + number_text(info.max);
-  return "";
 }
 
 std::string format_help(const std::string& usage, const std::string& description,

@@ -38,9 +38,6 @@ void print_error(std::string_view text);
 [[noreturn]] void reject_choice(std::string_view flag, const std::string& text,
                                 std::span<const std::string_view> allowed);
 
-/// "2 to 8", ">= 1", or "" for an unlimited number.
-[[nodiscard]] std::string range_text(const OptionInfo& info);
-
 /// Registers every field of an options struct with CLI11, and writes down its help.
 ///
 /// A bool that is off by default is a flag (--resume), one that is on takes on|off. Values are

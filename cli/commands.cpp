@@ -28,13 +28,13 @@ CLI::App& Command::create(CLI::App& parent, const std::string& name, const std::
 
 void Command::add_common(bool json, bool threads) {
   if (threads) {
-    app_->add_option_function<std::string>("--threads", [this](const std::string& text) {
-      const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), threads_);
-      if (error != std::errc() || end != text.data() + text.size() || threads_ < 0) {
-        reject_value("threads", text, "a whole number >= 0");
-      }
-    });
-    help_.push_back({"Run", "--threads N", "Worker threads; 0: all processors. [0]"});
+    OptionBinder bind(*app_, help_);
+    bind(threads_, {.name = "threads",
+                    .value = "N",
+                    .section = "Run",
+                    .help = "Worker threads; 0: all processors.",
+                    .min = 0,
+                    .max = 4096});
   }
   if (json) {
     app_->add_flag("--json", json_);

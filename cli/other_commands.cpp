@@ -50,13 +50,16 @@ class ExportCommand final : public Command {
     app.add_option("run", options_.source);
     app.add_option("--format", options_.format)->take_last();
     app.add_option("--out", options_.out)->take_last();
+    app.add_option("--model", options_.model)->take_last();
     app.add_option("--shard-size", options_.shard_size)->take_last();
-    help_ = {{"What to write", "RUN", "Directory of a finished run, or a model to convert."},
-             {"What to write", "--format F",
-              "gptq:BITS,gGROUP[,asym][,v2], ct:BITS,gGROUP[,asym], gguf:TYPE (a run's own mix, "
-              "exact, f16, bf16, f32) or dense:fp16|bf16|fp32."},
-             {"What to write", "--out DIR", "Directory to write; must not exist, or be empty."},
-             {"What to write", "--shard-size SIZE", "Largest output file. [5G]"}};
+    help_ = {
+        {"What to write", "RUN", "Directory of a finished run, or a model to convert."},
+        {"What to write", "--format F",
+         "gptq:BITS,gGROUP[,asym][,v2], ct:BITS,gGROUP[,asym], gguf:TYPE (a run's own mix, "
+         "exact, f16, bf16, f32) or dense:fp16|bf16|fp32."},
+        {"What to write", "--out DIR", "Directory to write; must not exist, or be empty."},
+        {"What to write", "--model MODEL", "The run's original, if it is no longer where it was."},
+        {"What to write", "--shard-size SIZE", "Largest output file. [5G]"}};
     add_common(false, true);
   }
   int run(const Environment& environment) override {
@@ -80,30 +83,8 @@ class GenerateCommand final : public Command {
         create(parent, "generate", "lpcd generate PATH --prompt TEXT [options]",
                "Lets a model continue a text: a quick listen to what it can still say.");
     app.add_option("path", options_.model);
-    app.add_option("--prompt", options_.prompt)->take_last();
-    help_ = {{"What to say", "PATH", "Model directory, GGUF file, or directory that lpcd wrote."},
-             {"What to say", "--prompt TEXT", "Text to continue."}};
-    OptionBinder bind(app, help_);
-    const char* what = "What to say";
-    bind(options_.tokens, {.name = "tokens",
-                           .value = "N",
-                           .section = what,
-                           .help = "Tokens to make at most.",
-                           .min = 1,
-                           .max = 1 << 20});
-    bind(options_.temperature,
-         {.name = "temperature",
-          .value = "T",
-          .section = what,
-          .help = "0: always the most likely token; 1: the model's own distribution.",
-          .min = 0,
-          .max = 10});
-    bind(options_.seed, {.name = "seed",
-                         .value = "N",
-                         .section = what,
-                         .help = "Seed of the draws.",
-                         .min = 0,
-                         .max = 0x1p53});
+    help_ = {{"What to say", "PATH", "Model directory, GGUF file, or directory that lpcd wrote."}};
+    GenerateOptions::visit(options_, OptionBinder(app, help_));
     add_common(false, true);
   }
   int run(const Environment& environment) override {

@@ -47,8 +47,13 @@ class QuantizeCommand final : public Command {
     } catch (const Error& e) {
       progress.finish();
       if (e.code() != ErrorCode::kCancelled) throw;
-      if (!std::filesystem::exists(options_.out + "/.lpcd/run.json")) {
-        throw Error(e.code(), "stopped before the first block; there is nothing to go on with");
+      const std::string journal = options_.out + "/.lpcd/";
+      if (!std::filesystem::exists(journal + "run.json")) {
+        throw Error(e.code(),
+                    std::filesystem::exists(journal + "sample.json")
+                        ? "stopped while the model was writing its text; the same command "
+                          "goes on with it"
+                        : "stopped before the first block; there is nothing to go on with");
       }
       throw Error(e.code(), "stopped; finished blocks are kept. Go on with: lpcd " +
                                 resume_command(environment));
@@ -73,8 +78,7 @@ class QuantizeCommand final : public Command {
     bool resume = false;
     for (const std::string& argument : environment.arguments) {
       resume = resume || argument == "--resume";
-      const bool plain = argument.find_first_of(" *?'\"$&;|<>()") == std::string::npos;
-      text += (text.empty() ? "" : " ") + (plain ? argument : "'" + argument + "'");
+      text += (text.empty() ? "" : " ") + shell_word(argument);
     }
     return resume ? text : text + " --resume";
   }

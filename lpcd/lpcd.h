@@ -14,7 +14,10 @@
 /// lpcd: post-training quantization of decoder-only language models on CPUs.
 ///
 /// Everything the command does is one call here. All functions throw lpcd::Error; all take a
-/// RunContext for threads, progress, log and cancellation; none prints or exits.
+/// RunContext for progress, log and cancellation; none prints or exits.
+///
+/// Threads   quantize and evaluate take their number from the options; export_model and generate
+///           from the context, where 0 stands for all processors.
 namespace lpcd {
 
 /// "0.1.0"
@@ -170,14 +173,17 @@ struct ExportOptions {
   std::string source;  ///< finished run, or any model to convert
   std::string format;
   std::string out;
+  std::string model;  ///< where a run's original is now; empty: where it was
   std::string shard_size = "5G";
 };
 
-/// Writes a finished run in another format that stores its grid, or converts an unquantized model
-/// to `dense` or to a GGUF file of plain floats. Nothing is quantized again. Returns the path of
-/// the directory or file that was written. Errors    kBadOption when the format has another grid
-/// than the run (the message says which
-///           command would make it); kOutputExists.
+/// Writes a finished run in another format that stores its grid, or converts a model, quantized
+/// ones included, to `dense` or to a GGUF file of plain floats. Nothing is quantized again. Returns
+/// the path of the directory or file that was written.
+///
+/// Errors    kBadOption when the format has another grid than the run (the message says which
+///           command would make it); kOutputExists; kBadModel when the run's original is gone or
+///           another one.
 std::string export_model(const ExportOptions& options, const RunContext& ctx);
 
 struct InspectResult {
@@ -194,6 +200,30 @@ struct GenerateOptions {
   int64_t tokens = 64;
   double temperature = 0.0;
   uint64_t seed = 0;
+
+  template <class Self, class Visitor>
+  static void visit(Self& o, Visitor&& v) {
+    const char* what = "What to say";
+    v(o.prompt, {.name = "prompt", .value = "TEXT", .section = what, .help = "Text to continue."});
+    v(o.tokens, {.name = "tokens",
+                 .value = "N",
+                 .section = what,
+                 .help = "Tokens to make at most.",
+                 .min = 1,
+                 .max = 1 << 20});
+    v(o.temperature, {.name = "temperature",
+                      .value = "T",
+                      .section = what,
+                      .help = "0: always the most likely token; 1: the model's own distribution.",
+                      .min = 0,
+                      .max = 10});
+    v(o.seed, {.name = "seed",
+               .value = "N",
+               .section = what,
+               .help = "Seed of the draws.",
+               .min = 0,
+               .max = 0x1p53});
+  }
 };
 
 /// Continues a prompt; `on_text` gets each piece of text as it is made. Returns prompt and

@@ -6,6 +6,7 @@
 #include <bit>
 #include <set>
 
+#include "lpcd/api/output.h"
 #include "lpcd/base/options.h"
 #include "lpcd/base/raise.h"
 
@@ -43,10 +44,16 @@ class Check {
   void transformers() const {
     for (const auto& block : plan_.layers) {
       for (const pipeline::LayerPlan& layer : block) {
-        if (layer.grid.block == DType::kQ2_0) {
-          refuse(layer.name, "gguf 0.19, which transformers reads GGUF files with, knows no Q2_0",
-                 "--format gguf:q2_k");
+        const auto shape = model_.config().shape(layer.role);
+        for (const TensorInfo& t : format_.describe(layer.name, shape[0], shape[1], layer.grid)) {
+          no_q2_0(t.name, t.dtype);
         }
+      }
+    }
+    if (family_ == "gguf") {
+      const auto type_of = matrix_types(model_, format_, plan_.options.tensor_types);
+      for (const Role role : {Role::kEmbedding, Role::kHead}) {
+        if (const auto type = type_of(role)) no_q2_0(model_.name(role, 0), *type);
       }
     }
     const pipeline::LayerPlan& first = plan_.layers[0][0];
@@ -88,6 +95,12 @@ class Check {
   void llama_cpp() const { allow({"gguf"}, "llama.cpp loads GGUF files", "gguf:q4_k_m"); }
 
  private:
+  void no_q2_0(const std::string& name, DType type) const {
+    if (type != DType::kQ2_0) return;
+    refuse(name, "gguf 0.19, which transformers reads GGUF files with, knows no Q2_0",
+           "--format gguf:q2_k, or another --tensor-type");
+  }
+
   [[noreturn]] void refuse(const std::string& what, const std::string& why,
                            const std::string& remedy) const {
     raise(ErrorCode::kBadOption, "--for: {}: {}; use {}", what, why, remedy);

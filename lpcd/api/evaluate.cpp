@@ -195,8 +195,12 @@ EvaluateResult evaluate_unguarded(const EvaluateOptions& options, const RunConte
   const arch::Model model = bundle::open_model(options.model);
   std::optional<arch::Model> reference;
   if (!options.reference.empty()) reference = bundle::open_model(options.reference);
-  std::optional<text::Tokenizer> tokenizer = bundle::open_tokenizer(model);
-  if (!tokenizer && reference) tokenizer = bundle::open_tokenizer(*reference);
+  // Token ids need none.
+  std::optional<text::Tokenizer> tokenizer;
+  if (!options.ppl.ends_with(".safetensors") || !options.tasks.empty()) {
+    tokenizer = bundle::open_tokenizer(model);
+    if (!tokenizer && reference) tokenizer = bundle::open_tokenizer(*reference);
+  }
 
   EvaluateOptions resolved = options;
   EvaluateResult result;
@@ -223,7 +227,10 @@ EvaluateResult evaluate_unguarded(const EvaluateOptions& options, const RunConte
 }  // namespace
 
 EvaluateResult evaluate(const EvaluateOptions& options, const RunContext& outer) {
-  return api::with_typed_errors([&] { return evaluate_unguarded(options, outer); });
+  return api::with_typed_errors([&] {
+    check_ranges(options);
+    return evaluate_unguarded(options, outer);
+  });
 }
 
 }  // namespace lpcd

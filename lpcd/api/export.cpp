@@ -13,7 +13,8 @@ namespace {
 // The directory to write to, made and locked, without what a killed export left in it.
 class OutputDirectory {
  public:
-  explicit OutputDirectory(const std::string& path) : lock_(made(path)) {
+  OutputDirectory(const RunContext& ctx, const std::string& path) : lock_(made(path)) {
+    api::warn_without_lock(ctx, lock_);
     check(path);  // another process may have been faster
     io::remove_temporaries(path);
   }
@@ -36,7 +37,8 @@ class OutputDirectory {
 
 // The command that makes a run whose grid a format stores.
 std::string remedy(const std::string& model, const format::OutputFormat& format) {
-  return fmt::format("lpcd quantize {} --format {} --out DIR makes it", model, format.text());
+  return fmt::format("lpcd quantize {} --format {} --out DIR makes it", shell_word(model),
+                     format.text());
 }
 
 // Every layer of the run must be on the grid that the format stores.
@@ -67,29 +69,43 @@ void check_grids(const arch::Model& model, const api::LayerGrids& grids,
   }
 }
 
+// What is not quantized, tokenizer and configuration are read from the original.
+arch::Model open_original(const std::string& path, const ExportOptions& options) {
+  if (!io::exists(path)) {
+    raise(ErrorCode::kFileNotFound,
+          "{}: its original model is not at {} any more; put it back, or say where it is now with "
+          "--model",
+          options.source, path);
+  }
+  return bundle::open_model(path);
+}
+
 std::string export_run(const RunContext& ctx, const pipeline::Journal& journal,
                        const ExportOptions& options, const format::OutputFormat& format) {
   const Json run = journal.read_run();
   const JsonFields fields(run, options.source + "/.lpcd/run.json");
-  const std::string path = fields.string_at("model");
+  const std::string path = options.model.empty() ? fields.string_at("model") : options.model;
   if (!fields.bool_or("finished", false)) {
     raise(ErrorCode::kBadModel,
           "{}: the run is not finished; go on with lpcd quantize {} --out {} --resume and the "
           "options it was started with (lpcd inspect {} lists them)",
-          options.source, path, options.source, options.source);
+          options.source, shell_word(path), shell_word(options.source), shell_word(options.source));
   }
-  const arch::Model model = bundle::open_model(path);
+  const arch::Model model = open_original(path, options);
   const JsonFields fingerprint(fields.object_at("fingerprint"), fields.where());
   if (fingerprint.string_at("model") != model.identity()) {
-    raise(ErrorCode::kBadModel, "{}: not the model that {} was made from; put the original back",
+    raise(ErrorCode::kBadModel,
+          "{}: not the model that {} was made from; put the original back, or name it with --model",
           path, options.source);
   }
   const Json& numeric = fingerprint.object_at("options");
   const auto tensor_types = numeric.value("tensor-type", std::vector<std::string>());
   check_grids(model, api::read_grids(journal, model.config().blocks), format,
               numeric.value("grid", "int"), tensor_types, options.source, path);
-  const auto tokenizer = api::tokenizer_to_copy(ctx, model);
-  const OutputDirectory locked(options.out);
+  const auto tokenizer =
+      api::tokenizer_to_copy(ctx, model, format.container() == format::Container::kSafetensors);
+  api::warn_of_gguf(ctx, model, format);
+  const OutputDirectory locked(ctx, options.out);
   return api::write_output(ctx,
                            {.model = model,
                             .tokenizer = tokenizer ? &*tokenizer : nullptr,
@@ -107,19 +123,26 @@ std::string export_model_unguarded(const ExportOptions& options, const RunContex
   OutputDirectory::check(options.out);
   const pipeline::Journal journal(options.source);
   if (journal.exists()) return export_run(ctx, journal, options, *format);
+  if (!options.model.empty()) {
+    raise(ErrorCode::kBadOption,
+          "--model: {} is not a run of lpcd, and needs no original; leave it "
+          "out",
+          options.source);
+  }
   const arch::Model model = bundle::open_model(options.source);
   const bool plain = format->dense_type().has_value();
   if (!plain) {
     raise(ErrorCode::kBadOption, "{}: not a run of lpcd, so there are no codes to store; {}",
           options.source, remedy(options.source, *format));
   }
-  const OutputDirectory locked(options.out);
+  const OutputDirectory locked(ctx, options.out);
   const std::string path = api::output_path(model, *format, options.out);
+  api::warn_of_gguf(ctx, model, *format);
   if (format->container() == format::Container::kGguf) {
     bundle::write_gguf_file(ctx, {.model = &model, .format = format.get()}, path);
     return path;
   }
-  const auto tokenizer = api::tokenizer_to_copy(ctx, model);
+  const auto tokenizer = api::tokenizer_to_copy(ctx, model, true);
   bundle::DirectoryContents contents;
   contents.model = &model;
   contents.tokenizer = tokenizer ? &*tokenizer : nullptr;

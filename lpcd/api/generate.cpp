@@ -74,7 +74,10 @@ std::string generate_unguarded(const GenerateOptions& options, const RunContext&
 
 std::string generate(const GenerateOptions& options, const RunContext& outer,
                      const std::function<void(std::string_view)>& on_text) {
-  return api::with_typed_errors([&] { return generate_unguarded(options, outer, on_text); });
+  return api::with_typed_errors([&] {
+    check_ranges(options);
+    return generate_unguarded(options, outer, on_text);
+  });
 }
 
 }  // namespace lpcd

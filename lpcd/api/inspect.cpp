@@ -133,7 +133,8 @@ std::string run_text(const Json& r) {
                       r["blocks"].get<int64_t>());
   if (r["kind"] == "unfinished run") {
     text += fmt::format("{:<14}lpcd quantize {} --out {} --resume, with the options of the run\n",
-                        "go on with", r["model"].get<std::string>(), r["path"].get<std::string>());
+                        "go on with", shell_word(r["model"].get<std::string>()),
+                        shell_word(r["path"].get<std::string>()));
   }
   text += "\noptions\n";
   for (const auto& [key, flag] :

@@ -32,9 +32,7 @@ uint64_t peak_memory() {
 Json describe_machine(const RunContext& ctx) {
   const linalg::BlasInfo blas = linalg::blas_info();
   return {{"cpu", linalg::cpu_name()},
-          {"simd", linalg::cpu_has_avx512() ? "AVX-512"
-                   : linalg::cpu_has_avx2() ? "AVX2"
-                                            : "baseline"},
+          {"simd", linalg::simd_name()},
           {"blas", blas.library},
           {"blas_core", blas.core},
           {"arithmetic", linalg::arithmetic(ctx)},

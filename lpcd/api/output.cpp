@@ -76,6 +76,10 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
   std::vector<std::unique_ptr<format::OutputFormat>> formats;
   const format::OutputFormat* first = nullptr;  // with an integer grid
   const format::OutputFormat* mix = nullptr;    // with a mix of ggml types
+  if (std::ranges::find(options.formats, "") != options.formats.end()) {
+    raise(ErrorCode::kBadOption,
+          "--format: a part is empty; leave the option out for gptq at --bits and --group-size");
+  }
   for (const std::string& text : whole_formats(options.formats)) {
     formats.push_back(format::parse_output_format(text));
     const auto grid = formats.back()->grid();
@@ -121,8 +125,8 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
     }
     if (options.bits != 2 && options.bits != 3 && options.bits != 4 && options.bits != 8) {
       raise(ErrorCode::kBadOption,
-            "--bits {}: the gptq format stores 2, 3, 4 or 8 bits; add --format dense:fp16",
-            options.bits);
+            "--bits {}: the gptq format stores 2, 3, 4 or 8 bits; use --format ct:{},g{}",
+            options.bits, options.bits, options.group_size);
     }
     formats.push_back(
         format::parse_output_format(fmt::format("gptq:{},g{}{}", options.bits, options.group_size,
@@ -165,14 +169,23 @@ std::string output_path(const arch::Model& model, const format::OutputFormat& fo
   return directory + "/" + bundle::gguf_file_name(model, format);
 }
 
-std::optional<text::Tokenizer> tokenizer_to_copy(const RunContext& ctx, const arch::Model& model) {
+std::optional<text::Tokenizer> tokenizer_to_copy(const RunContext& ctx, const arch::Model& model,
+                                                 bool directory) {
   try {
     return bundle::open_tokenizer(model);
   } catch (const Error& e) {
-    if (model.gguf() != nullptr) throw;
-    ctx.warn(fmt::format("the tokenizer is not read, and its files are copied: {}", e.what()));
+    if (model.gguf() != nullptr && directory) throw;
+    ctx.warn(fmt::format("the tokenizer is not read, and copied as it is: {}", e.what()));
     return std::nullopt;
   }
+}
+
+bool warn_of_gguf(const RunContext& ctx, const arch::Model& model,
+                  const format::OutputFormat& format) {
+  if (format.container() != format::Container::kGguf) return false;
+  const std::string warning = bundle::check_gguf(model);
+  if (!warning.empty()) ctx.warn(warning);
+  return !warning.empty();
 }
 
 // Grids from the block records, without reading codes.
@@ -232,6 +245,11 @@ std::string write_output(const RunContext& ctx, const OutputJob& job,
   contents.read_layer = read_layer;
   bundle::write_hf_directory(ctx, contents, directory);
   return directory;
+}
+
+void warn_without_lock(const RunContext& ctx, const io::DirectoryLock& lock) {
+  if (lock.held()) return;
+  ctx.warn("the file system of --out has no locks: make sure that no other process writes there");
 }
 
 void require_empty(const std::string& directory) {

@@ -7,6 +7,7 @@
 
 #include "lpcd/bundle/gguf_output.h"
 #include "lpcd/bundle/hf_directory.h"
+#include "lpcd/io/file.h"
 #include "lpcd/pipeline/journal.h"
 
 namespace lpcd::api {
@@ -29,10 +30,17 @@ void check_formats(const arch::Model& model, const pipeline::Plan& plan,
 [[nodiscard]] std::string output_path(const arch::Model& model, const format::OutputFormat& format,
                                       const std::string& directory);
 
-/// The model's tokenizer where no text is read: the files of a Hugging Face directory are copied as
-/// they are, so that one which this version cannot read is a warning.
+/// The model's tokenizer where no text is read: the files of a Hugging Face directory, and the
+/// metadata of a GGUF file, are copied as they are, so that one which this version cannot read is a
+/// warning. From GGUF to a directory (`directory`) it has to be read.
 [[nodiscard]] std::optional<text::Tokenizer> tokenizer_to_copy(const RunContext& ctx,
-                                                               const arch::Model& model);
+                                                               const arch::Model& model,
+                                                               bool directory);
+
+/// Warns of a GGUF file that llama.cpp will not load, or reads with another tokenizer. True if it
+/// did.
+bool warn_of_gguf(const RunContext& ctx, const arch::Model& model,
+                  const format::OutputFormat& format);
 
 /// Types that a format gives to embedding and head, by its mix and --tensor-type.
 [[nodiscard]] std::function<std::optional<DType>(arch::Role)> matrix_types(
@@ -57,6 +65,9 @@ struct OutputJob {
 [[nodiscard]] std::string write_output(const RunContext& ctx, const OutputJob& job,
                                        const format::OutputFormat& format,
                                        const std::string& directory);
+
+/// Warns where the file system has no locks.
+void warn_without_lock(const RunContext& ctx, const io::DirectoryLock& lock);
 
 /// Throws kOutputExists unless the directory is absent, or holds nothing but what a process of ours
 /// leaves when it dies before its first commit.

@@ -35,15 +35,16 @@ class QuantizeJob {
     normalize();
     ctx_.split_products = options_.matmul_precision == MatmulPrecision::kHigh;
     plan_ = pipeline::make_plan(model_, options_, pipeline::available_memory());
-    const bool reads_text = plan_.needs_calibration && !options_.calib.ends_with(".safetensors");
-    tokenizer_ = reads_text ? bundle::open_tokenizer(model_) : api::tokenizer_to_copy(ctx_, model_);
+    const bool tokenizes = plan_.needs_calibration && !options_.calib.ends_with(".safetensors");
+    const bool directory = std::ranges::any_of(formats_, [](const auto& format) {
+      return format->container() == format::Container::kSafetensors;
+    });
+    tokenizer_ = tokenizes ? bundle::open_tokenizer(model_)
+                           : api::tokenizer_to_copy(ctx_, model_, directory);
     api::check_formats(model_, plan_, formats_);
     api::check_consumer(options_.consumer, model_, plan_, formats_);
     for (const auto& format : formats_) {
-      if (format->container() != format::Container::kGguf) continue;
-      const std::string warning = bundle::check_gguf(model_);
-      if (!warning.empty()) ctx_.warn(warning);
-      break;
+      if (api::warn_of_gguf(ctx_, model_, *format)) break;  // the same for all
     }
   }
 
@@ -60,6 +61,7 @@ class QuantizeJob {
                                  format_bytes(output_bytes(*format)));
     }
     if (options_.dry_run) {
+      if (reads_text()) (void)load_calibration_text();  // is there enough?
       warn_of_output();
       return result;
     }
@@ -74,6 +76,7 @@ class QuantizeJob {
     check_output();
     io::make_directories(options_.out);
     const io::DirectoryLock lock(options_.out);
+    api::warn_without_lock(ctx_, lock);
     const bool resumed = prepare_directory();
     start_ = Clock::now();
     const calib::Dataset data = calibration(resumed);
@@ -101,6 +104,7 @@ class QuantizeJob {
     if (options_.preset == Preset::kOnecomp && plain && options_.method == Method::kGptq) {
       options_.hessian_from = HessianFrom::kOriginal;  // its plain GPTQ sees the original's inputs
     }
+    if (options_.mse && !options_.was_given("scale-search")) options_.scale_search = false;
     if (options_.calib.ends_with(".safetensors")) {  // the ids decide
       const calib::Dataset ids =
           goes_on_with_ids() && !io::exists(options_.calib)
@@ -119,8 +123,7 @@ class QuantizeJob {
 
   // Before anything that takes time.
   void check_calibration_source() const {
-    if (!plan_.needs_calibration || options_.calib == "self") return;
-    if (goes_on_with_ids()) return;
+    if (!reads_text()) return;
     const char* const remedy = "--calib takes self, FILE.txt, FILE.jsonl or FILE.safetensors";
     if (!io::exists(options_.calib)) {
       raise(ErrorCode::kFileNotFound, "{}: cannot open: no such file; {}", options_.calib, remedy);
@@ -193,6 +196,7 @@ class QuantizeJob {
   // now: the directory may have been moved.
   [[nodiscard]] bool is_finished() const {
     if (!journal_.read_run().value("finished", false) || !io::exists(record_path())) return false;
+    if (journal_.committed_blocks() < plan_.blocks) return false;  // damaged ones were taken away
     const Json record = read_record();
     if (record.at("formats") != Json(options_.formats)) return false;
     for (size_t i = 0; i < formats_.size(); ++i) {
@@ -219,7 +223,7 @@ class QuantizeJob {
     }
     check_output();  // another process may have been faster
     if (journal_.exists()) return true;
-    fs::remove_all(journal_.directory());  // of a run that died before it began
+    journal_.clear();  // of a run that died before it began
     check_disk(options_.out);
     return false;
   }
@@ -261,10 +265,22 @@ class QuantizeJob {
     if (options_.calib == "self") {
       const text::Tokenizer* tokenizer = tokenizer_ ? &*tokenizer_ : nullptr;
       const uint64_t budget = plan_.sampling_keeps_weights ? plan_.sampling->weight_bytes : 0;
+      const std::string key = sample_key();
+      const calib::SampleCheckpoint checkpoint{
+          .load = [&] { return journal_.load_sample(key); },
+          .save = [&](std::span<const int32_t> ids) { journal_.save_sample(key, ids); }};
       return calib::sample_from_model(ctx_, model_, tokenizer, dataset_options(),
-                                      options_.self_temperature, budget);
+                                      options_.self_temperature, budget, &checkpoint);
     }
     return load_calibration_text();
+  }
+
+  // What text of the model's own depends on.
+  [[nodiscard]] std::string sample_key() const {
+    const Json key = {pipeline::kNumericsVersion, model_.identity(), linalg::arithmetic(ctx_),
+                      options_.samples,           options_.seq_len,  options_.seed,
+                      options_.self_temperature};
+    return dump_json(key);
   }
 
   [[nodiscard]] calib::DatasetOptions dataset_options() const {
@@ -272,6 +288,10 @@ class QuantizeJob {
             .seq_len = options_.seq_len,
             .seed = options_.seed,
             .text_key = options_.text_key};
+  }
+
+  [[nodiscard]] bool reads_text() const {
+    return plan_.needs_calibration && options_.calib != "self" && !goes_on_with_ids();
   }
 
   [[nodiscard]] calib::Dataset load_calibration_text() const {
@@ -357,11 +377,14 @@ class QuantizeJob {
   }
 
   void write_outputs(QuantizeResult& result) {
-    const Json meta = {{"quantizer", {"lpcd.cpp:" + version()}},
-                       {"method", EnumNames<Method>::values[static_cast<size_t>(options_.method)]},
-                       {"qep", options_.qep},
-                       {"lpcd", options_.lpcd},
-                       {"damp_percent", plan_.dampings.front()}};
+    Json meta = {{"quantizer", {"lpcd.cpp:" + version()}},
+                 {"method", EnumNames<Method>::values[static_cast<size_t>(options_.method)]},
+                 {"qep", options_.qep},
+                 {"lpcd", options_.lpcd}};
+    // Of several each layer has its own: record.json says which.
+    if (options_.method == Method::kGptq && plan_.dampings.size() == 1) {
+      meta["damp_percent"] = plan_.dampings.front();
+    }
     for (const auto& format : formats_) {
       const std::string directory = api::output_directory(options_.out, *format, formats_.size());
       result.outputs.push_back(api::write_output(ctx_,
@@ -480,7 +503,10 @@ class QuantizeJob {
 }  // namespace
 
 QuantizeResult quantize(const QuantizeOptions& options, const RunContext& ctx) {
-  return api::with_typed_errors([&] { return QuantizeJob(options, ctx).run(); });
+  return api::with_typed_errors([&] {
+    check_ranges(options);
+    return QuantizeJob(options, ctx).run();
+  });
 }
 
 }  // namespace lpcd

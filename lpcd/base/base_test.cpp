@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "lpcd/base/checked.h"
 #include "lpcd/base/context.h"
 #include "lpcd/base/json.h"
+#include "lpcd/base/options.h"
 #include "lpcd/base/raise.h"
 
 namespace lpcd {
@@ -41,6 +43,23 @@ TEST(Error, ExitCodesFollowTheRanges) {
   EXPECT_EQ(exit_code(ErrorCode::kNotPositiveDefinite), 6);
   EXPECT_EQ(exit_code(ErrorCode::kInternal), 70);
   EXPECT_EQ(exit_code(ErrorCode::kCancelled), 130);
+}
+
+TEST(Options, RangesAreCheckedAndNamed) {
+  const OptionInfo info{.name = "bits", .min = 2, .max = 8};
+  EXPECT_NO_THROW(check_range(info, 8));
+  EXPECT_STREQ(caught([&] { check_range(info, 9); }).what(), "--bits: 9 is not a number 2 to 8");
+  EXPECT_EQ(caught([&] { check_range(info, std::nan("")); }).code(), ErrorCode::kBadOption);
+  EXPECT_EQ(range_text({.min = 1}), ">= 1");
+  EXPECT_EQ(range_text({}), "");
+}
+
+TEST(Options, WordsOfAShellAreQuotedWhereTheyHaveTo) {
+  EXPECT_EQ(shell_word("out/model-3.gguf"), "out/model-3.gguf");
+  EXPECT_EQ(shell_word("my model"), "'my model'");
+  EXPECT_EQ(shell_word("it's3"), "'it'\\''s3'");
+  EXPECT_EQ(shell_word("`date`"), "'`date`'");
+  EXPECT_EQ(shell_word(""), "''");
 }
 
 TEST(Checked, OverflowIsABadFileThatNamesTheThing) {

@@ -24,7 +24,27 @@ size_t edit_distance(std::string_view a, std::string_view b) {
   return row[b.size()];
 }
 
+std::string number_text(double value) {
+  return value == std::floor(value) && std::abs(value) < 1e15 ? fmt::format("{:.0f}", value)
+                                                              : fmt::format("{}", value);
+}
+
 }  // namespace
+
+std::string range_text(const OptionInfo& info) {
+  const bool low = info.min > -1e299;
+  const bool high = info.max < 1e299;
+  if (low && high) return fmt::format("{} to {}", number_text(info.min), number_text(info.max));
+  if (low) return ">= " + number_text(info.min);
+  if (high) return "<= " + number_text(info.max);
+  return "";
+}
+
+void check_range(const OptionInfo& info, double value) {
+  if (value >= info.min && value <= info.max) return;
+  raise(ErrorCode::kBadOption, "--{}: {} is not a number {}", info.name, number_text(value),
+        range_text(info));
+}
 
 std::string_view nearest(std::string_view text, std::span<const std::string_view> candidates) {
   std::string_view best;
@@ -39,6 +59,17 @@ std::string_view nearest(std::string_view text, std::span<const std::string_view
     }
   }
   return best;
+}
+
+std::string shell_word(std::string_view text) {
+  constexpr std::string_view kPlain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./:,=@%+-";
+  if (!text.empty() && text.find_first_not_of(kPlain) == std::string_view::npos) {
+    return std::string(text);
+  }
+  std::string quoted = "'";
+  for (const char c : text) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+  return quoted + "'";
 }
 
 uint64_t parse_bytes(std::string_view text, std::string_view flag) {

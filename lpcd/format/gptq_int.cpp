@@ -44,15 +44,16 @@ class Gptq final : public OutputFormat {
              const GridSpec& grid) const override {
     require_integer_grid(name, grid, "gptq");
     if (grid.bits != 2 && grid.bits != 3 && grid.bits != 4 && grid.bits != 8) {
-      raise(ErrorCode::kBadOption, "{}: gptq stores 2, 3, 4 or 8 bits, not {}; use dense:fp16",
+      raise(ErrorCode::kBadOption,
+            "{}: gptq stores 2, 3, 4 or 8 bits, not {}; use --format ct:BITS,gGROUP, which mixes "
+            "widths, or dense:fp16",
             name, grid.bits);
     }
     if (cols * grid.bits % kWordBits != 0 || rows * grid.bits % kWordBits != 0) {
       raise(ErrorCode::kBadOption,
             "{}: {} x {} does not pack into 32-bit words at {} bits (both extents must be "
-            "multiples of "
-            "{}); use --format dense:fp16",
-            name, rows, cols, grid.bits, grid.bits == 3 ? 32 : 32 / grid.bits);
+            "multiples of {}); use --format ct:{}, or dense:fp16",
+            name, rows, cols, grid.bits, grid.bits == 3 ? 32 : 32 / grid.bits, grid_text(grid));
     }
   }
 

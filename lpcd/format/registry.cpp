@@ -24,19 +24,27 @@ std::span<const FormatFamily> format_families() {
   return kFamilies;
 }
 
-std::unique_ptr<OutputFormat> parse_output_format(std::string_view text) {
-  const size_t colon = text.find(':');
-  const std::string_view family = text.substr(0, colon);
+namespace {
+
+// "3" and "g64" of "gptq:3,g64".
+std::vector<std::string_view> parts_of(std::string_view text) {
   std::vector<std::string_view> parts;
-  if (colon != std::string_view::npos) {
-    std::string_view rest = text.substr(colon + 1);
-    while (true) {
-      const size_t comma = rest.find(',');
-      parts.push_back(rest.substr(0, comma));
-      if (comma == std::string_view::npos) break;
-      rest.remove_prefix(comma + 1);
-    }
+  const size_t colon = text.find(':');
+  if (colon == std::string_view::npos) return parts;
+  std::string_view rest = text.substr(colon + 1);
+  while (true) {
+    const size_t comma = rest.find(',');
+    parts.push_back(rest.substr(0, comma));
+    if (comma == std::string_view::npos) return parts;
+    rest.remove_prefix(comma + 1);
   }
+}
+
+}  // namespace
+
+std::unique_ptr<OutputFormat> parse_output_format(std::string_view text) {
+  const std::string_view family = text.substr(0, text.find(':'));
+  const std::vector<std::string_view> parts = parts_of(text);
   std::vector<std::string_view> names;
   std::vector<std::string_view> patterns;
   for (const FormatFamily& f : format_families()) {
@@ -46,6 +54,12 @@ std::unique_ptr<OutputFormat> parse_output_format(std::string_view text) {
     if (auto format = f.parse(parts)) return format;
     raise(ErrorCode::kBadOption, "--format: \"{}\" is not of the form {}; for example {}", text,
           f.pattern, f.example);
+  }
+  // "q4_k_m" as llama-quantize names it.
+  const std::string gguf = fmt::format("gguf:{}", text);
+  if (parse_gguf(parts_of(gguf)) != nullptr) {
+    raise(ErrorCode::kBadOption, "--format: unknown format \"{}\", did you mean \"{}\"?", text,
+          gguf);
   }
   raise(ErrorCode::kBadOption,
         "--format: unknown format \"{}\", did you mean \"{}\"? Known are: {}", text,

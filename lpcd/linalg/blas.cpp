@@ -182,7 +182,7 @@ BlasInfo blas_info() {
 
 std::string arithmetic(const RunContext& ctx) {
   const BlasInfo blas = blas_info();
-  return blas.library + " " + blas.core +
+  return blas.library + " " + blas.core + ", vectors " + simd_name() +
          (ctx.split_products && has_split_gemm() ? ", AMX bf16x3" : "");
 }
 

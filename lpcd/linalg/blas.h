@@ -62,7 +62,8 @@ struct BlasInfo {
 };
 [[nodiscard]] BlasInfo blas_info();
 
-/// All that decides the last bits of a product: "OpenBLAS 0.3.21 SkylakeX, AMX bf16x3".
+/// All that decides the last bits of a product: "OpenBLAS 0.3.21 SkylakeX,
+/// vectors AVX-512, AMX bf16x3".
 [[nodiscard]] std::string arithmetic(const RunContext& ctx);
 
 /// Name of the OpenBLAS kernel set that this CPU deserves although OpenBLAS chose an older one,

@@ -11,6 +11,10 @@ bool supports(int64_t target) { return (hwy::SupportedTargets() & target) != 0; 
 
 }  // namespace
 
+std::string simd_name() {
+  return cpu_has_avx512() ? "AVX-512" : cpu_has_avx2() ? "AVX2" : "baseline";
+}
+
 bool cpu_has_avx2() { return supports(HWY_AVX2 | HWY_AVX3); }
 bool cpu_has_avx512() { return supports(HWY_AVX3); }
 

@@ -8,6 +8,9 @@ namespace lpcd::linalg {
 [[nodiscard]] bool cpu_has_avx2();
 [[nodiscard]] bool cpu_has_avx512();
 
+/// The widest of them that our kernels use: "AVX-512", "AVX2" or "baseline".
+[[nodiscard]] std::string simd_name();
+
 /// Model name of the CPU, "" where the system does not tell.
 [[nodiscard]] std::string cpu_name();
 

@@ -641,7 +641,7 @@ solve::ProjectOptions project_options(const Plan& plan, const LayerPlan& layer) 
   solve::ProjectOptions options;
   options.grid = layer.grid;
   options.block_columns = o.block_size;
-  options.scale_search = o.scale_search && !o.mse;
+  options.scale_search = o.scale_search;
   options.refine_sweeps = o.method == Method::kGptq ? o.refine : 0;
   options.stale_group_scales = reference;
   options.fit = {

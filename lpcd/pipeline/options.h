@@ -44,6 +44,8 @@ struct QuantizeOptions {
   std::string out;                   ///< directory to write
   std::vector<std::string> formats;  ///< empty: gptq at the chosen bits and group size
 
+  /// Set it by apply_preset, which changes the defaults below as well: this field alone leaves
+  /// them.
   Preset preset = Preset::kDefault;
   Method method = Method::kGptq;
   bool qep = true;
@@ -101,8 +103,9 @@ struct QuantizeOptions {
   bool resume = false;
   bool dry_run = false;
 
-  /// Names of the options that the caller set himself, so that a contradiction (--bits 4 --format
-  /// gptq:3,g64) can be told from a default. Not an option.
+  /// Names of the options that the caller set himself ("bits"), so that a contradiction (--bits 4
+  /// --format gptq:3,g64) can be told from a default: what is not named here gives way to the
+  /// format. Not an option.
   std::vector<std::string> given;
   [[nodiscard]] bool was_given(std::string_view name) const {
     return std::find(given.begin(), given.end(), name) != given.end();
@@ -275,7 +278,7 @@ struct QuantizeOptions {
        .value = "on|off",
        .section = gptq,
        .help = "Search each group's scale for the smallest weight error instead of spanning the "
-               "largest weight."});
+               "largest weight. Takes the place of --scale-search."});
     v(o.mse_candidates, {.name = "mse-candidates",
                          .value = "N",
                          .section = gptq,

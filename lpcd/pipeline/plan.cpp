@@ -157,6 +157,11 @@ void check_options(const QuantizeOptions& o) {
   if (!o.own_metric && o.output_feedback && o.was_given("output-feedback")) {
     raise(ErrorCode::kBadOption, "--output-feedback on has no effect with --own-metric off");
   }
+  if (o.mse && o.scale_search && o.was_given("scale-search")) {
+    raise(ErrorCode::kBadOption,
+          "--scale-search on and --mse choose scales in two ways; leave one "
+          "of them out");
+  }
   const bool lpcd = !chosen_submodules(o).empty();
   if (o.hessian_from == HessianFrom::kOriginal && (o.qep || lpcd)) {
     raise(
@@ -399,8 +404,14 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
     // again for held-out sequences, without factors.
     const uint64_t held_out =
         plan.held_out_sequences > 0 ? f32(widest, widest) + f32(c.hidden, widest) : 0;
+    // With act-order H in the order of the columns as well.
+    const uint64_t squares = plan.options.act_order ? 4 : 3;
     fixed.emplace_back("moments and factors",
-                       3 * f32(widest, widest) + f32(c.hidden, widest) + held_out);
+                       squares * f32(widest, widest) + f32(c.hidden, widest) + held_out);
+    // While the widest layer is projected: what is missing at its inputs, the best candidate so far
+    // with its target, and the codes of the layers before it, a byte each.
+    fixed.emplace_back("candidates and codes",
+                       3 * f32(c.hidden, widest) + static_cast<uint64_t>(c.linear_parameters()));
     const int64_t attention = 2 * c.hidden + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim;
     const int64_t ffn = 4 * c.hidden + (plan.coupled.empty() ? 3 : 4) * c.ffn;
     // Token weights: the inputs of the layer and what is missing at its output, once more.
@@ -408,7 +419,8 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
     const int64_t weighted = weighs ? widest + c.hidden : 0;
     fixed.emplace_back("temporaries of a chunk", f32(chunk, std::max(attention, ffn) + weighted));
   }
-  const uint64_t embedding = kBaseBytes + f32(c.vocab_size, c.hidden);
+  // As floats and, when it is written, as it is stored.
+  const uint64_t embedding = kBaseBytes + 2 * f32(c.vocab_size, c.hidden);
   const uint64_t fixed_sum =
       std::accumulate(fixed.begin(), fixed.end(), uint64_t{0},
                       [](uint64_t sum, const auto& part) { return sum + part.second; });

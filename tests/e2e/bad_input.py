@@ -157,7 +157,7 @@ with tempfile.TemporaryDirectory() as folder:
     good = tiny(work / "good")
     short = work / "short.txt"
     short.write_text("too short")
-    refused("calibration text too short", good, INPUT, "short.txt", "--samples", extra=["--calib", short])
+    refused("calibration text too short", good, INPUT, "short.txt", "--seq-len", extra=["--calib", short])
     short.write_text("")
     refused("calibration text empty", good, INPUT, "empty", extra=["--calib", short])
     refused("calibration text missing", good, IO, "gone.txt", extra=["--calib", work / "gone.txt"])

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -43,7 +44,15 @@ TEST_F(ChecksTest, ContradictingOptionsAreRefusedBeforeAnyWork) {
       },
       "--bits contradicts --format gptq:4,g32");
   refused([](auto& o) { o.formats = {"gptq:4,g32", "gptq:3,g32"}; }, "different grids");
-  refused([](auto& o) { o.bits = 5; }, "add --format dense:fp16");
+  refused([](auto& o) { o.bits = 5; }, "use --format ct:5,g32");
+  refused([](auto& o) { o.formats = {""}; }, "--format: a part is empty");
+  refused([](auto& o) { o.formats = {"q4_k_m"}; }, "did you mean \"gguf:q4_k_m\"");
+  refused(
+      [](auto& o) {
+        o.mse = true;
+        o.given = {"scale-search"};
+      },
+      "--scale-search on and --mse");
   refused([](auto& o) { o.lpcd = {"residul"}; }, "did you mean \"residual\"");
   refused([](auto& o) { o.qep_exclude = {"donw_proj"}; }, "did you mean \"down_proj\"");
   refused([](auto& o) { o.hessian_from = HessianFrom::kOriginal; }, "--qep off --lpcd none");
@@ -64,6 +73,53 @@ TEST_F(ChecksTest, ContradictingOptionsAreRefusedBeforeAnyWork) {
         o.given = {"output-feedback"};
       },
       "no effect with --own-metric off");
+}
+
+// A program can put into the structs what the command would not take.
+TEST_F(ChecksTest, NumbersOutOfRangeAreRefusedInTheLibraryToo) {
+  const auto refused = [&](auto change, std::string_view part) {
+    QuantizeOptions o = options("out");
+    change(o);
+    expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, part);
+    EXPECT_FALSE(std::filesystem::exists(o.out));
+  };
+  refused([](auto& o) { o.seq_len = 0; }, "--seq-len: 0 is not a number 2 to 1048576");
+  refused([](auto& o) { o.samples = -1; }, "--samples: -1");
+  refused([](auto& o) { o.block_size = 0; }, "--block-size: 0");
+  refused([](auto& o) { o.mlp_group_size = -7; }, "--mlp-group-size: -7");
+  refused([](auto& o) { o.holdout = std::nan(""); }, "--holdout: nan");
+  refused([](auto& o) { o.refine = -1; }, "--refine: -1");
+  refused(
+      [](auto& o) {
+        o.formats = {"dense:fp16"};
+        o.bits = 16;
+      },
+      "--bits: 16 is not a number 2 to 8");
+  refused(
+      [](auto& o) {
+        o.solver = Solver::kGd;
+        o.gd_batch_size = 0;
+      },
+      "--gd-batch-size: 0");
+  EvaluateOptions e;
+  e.model = model_;
+  e.samples = 0;
+  expect_error([&] { evaluate(e, ctx_); }, ErrorCode::kBadOption, "--samples: 0");
+  GenerateOptions g;
+  g.model = model_;
+  g.prompt = "a";
+  g.tokens = -9;
+  expect_error([&] { generate(g, ctx_, {}); }, ErrorCode::kBadOption, "--tokens: -9");
+}
+
+// With act-order there is a second H of the widest layer, in the order of the columns.
+TEST_F(ChecksTest, ActOrderIsPlannedWithItsMatrix) {
+  const arch::Model model = TinyModel{.ffn = 1024}.open();
+  QuantizeOptions o = options("out");
+  const uint64_t natural = pipeline::make_plan(model, o, 1ULL << 40).peak_memory;
+  o.act_order = true;
+  const uint64_t ordered = pipeline::make_plan(model, o, 1ULL << 40).peak_memory;
+  EXPECT_EQ(ordered, natural + 4 * 1024 * 1024);
 }
 
 TEST_F(ChecksTest, DryRunWarnsOfAnOutputThatTheRunWouldRefuse) {
@@ -164,6 +220,11 @@ TEST_F(ChecksTest, ShortCalibrationTextIsSaidWithNumbers) {
   QuantizeOptions o = options("out");
   o.samples = 100000;
   expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadText, "lower --samples to");
+  o.dry_run = true;
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadText, "lower --samples to");
+  io::write_file(text_, "ten bytes.");  // not even one of 48 tokens
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadText,
+               "give more text, or lower --seq-len");
 }
 
 TEST_F(ChecksTest, ShapesThatTheFormatCannotHoldAreRefused) {
@@ -243,6 +304,17 @@ TEST_F(ChecksTest, LimitsOfTheConsumerAreCheckedBeforeAnyWork) {
   refused("gptqmodel", "gptq:4,g48", "groups of 16, 32");
   refused("vllm", "gptq:4,g128", "whole groups only");
   refused("transformers", "gguf:q2_0", "knows no Q2_0");
+  {
+    QuantizeOptions o = options("x");
+    o.formats = {"gguf:exact"};
+    o.bits = 2;
+    o.group_size = 64;
+    o.consumer = "transformers";
+    expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, "knows no Q2_0");
+    o.bits = 4;
+    o.tensor_types = {"token_embd.weight=q2_0"};
+    expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadOption, "knows no Q2_0");
+  }
   refused("vlm", "ct:4,g32", "did you mean \"vllm\"");
   QuantizeOptions o = options("fits");
   o.formats = {"ct:3,g32"};
@@ -263,6 +335,14 @@ TEST_F(ChecksTest, ModelAndTokenizerMustBelongTogether) {
   TinyModel{.vocab = 200}.write(model_);  // the tokenizer has 256 tokens
   expect_error([&] { quantize(options("out"), ctx_); }, ErrorCode::kBadModel,
                "tokenizer has 256 tokens");
+  // Llama 2 with a "<pad>" that has no row: fine, as long as no text has it.
+  TinyModel{.vocab = 240}.write(model_);
+  EXPECT_NO_THROW(quantize(options("out"), ctx_));
+  std::string smiles;
+  for (int i = 0; i < 600; ++i) smiles += "\U0001F600";  // its first byte is 240
+  io::write_file(text_, smiles);
+  expect_error([&] { quantize(options("smiles"), ctx_); }, ErrorCode::kBadModel,
+               "token id 240 is outside the model's vocabulary of 240");
 }
 
 }  // namespace

@@ -2,10 +2,13 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "lpcd/base/json.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/io/file.h"
+#include "lpcd/io/gguf.h"
+#include "lpcd/io/gguf_writer.h"
 #include "lpcd/lpcd.h"
 #include "lpcd/pipeline/journal.h"
 #include "tests/e2e/whole_run.h"
@@ -101,6 +104,75 @@ TEST_F(FormatsTest, ExportGivesWhatTheRunWouldHaveWritten) {
       ErrorCode::kBadOption, "no codes to store");
   export_model({.source = model_, .format = "dense:fp32", .out = dir_ / "converted"}, ctx_);
   EXPECT_EQ(weights("converted"), file_bytes(model_ + "/model.safetensors"));
+}
+
+TEST_F(FormatsTest, ExportFindsAnOriginalThatHasMoved) {
+  quantize(options("run"), ctx_);
+  const std::string moved = dir_ / "moved";
+  std::filesystem::rename(model_, moved);
+  ExportOptions o{.source = dir_ / "run", .format = "dense:fp16", .out = dir_ / "x"};
+  expect_error([&] { export_model(o, ctx_); }, ErrorCode::kFileNotFound, "with --model");
+  o.model = moved;
+  export_model(o, ctx_);
+  EXPECT_TRUE(io::exists(dir_ / "x/model.safetensors"));
+  TinyModel{.seed = 5}.write(moved);
+  o.out = dir_ / "y";
+  expect_error([&] { export_model(o, ctx_); }, ErrorCode::kBadModel, "not the model that");
+  o.source = moved;
+  expect_error([&] { export_model(o, ctx_); }, ErrorCode::kBadOption, "needs no original");
+}
+
+TEST_F(FormatsTest, WarnsOfGgufFilesThatLlamaCppDoesNotLoad) {
+  std::filesystem::remove(model_ + "/tokenizer.json");
+  std::string warning;
+  ctx_.log = [&](LogLevel level, std::string_view text) {
+    if (level == LogLevel::kWarning) warning += text;
+  };
+  export_model({.source = model_, .format = "gguf:f16", .out = dir_ / "f16"}, ctx_);
+  EXPECT_NE(warning.find("llama.cpp will not load it"), std::string::npos) << warning;
+}
+
+// Files of 2023 have a factor without a type, or under another name.
+TEST_F(FormatsTest, LinearRopeScalingOfOldGgufFilesIsRead) {
+  const io::GgufFile file(
+      export_model({.source = model_, .format = "gguf:f32", .out = dir_ / "f32"}, ctx_));
+  const auto factor_of = [&](const auto& change) {
+    io::GgufMetadata metadata;
+    for (const auto& [key, ignored] : file.metadata()) {
+      metadata.set_raw(key, file.raw_value(key));
+    }
+    change(metadata);
+    std::vector<io::TensorProducer> tensors;
+    for (const TensorInfo& info : file.tensors()) {
+      tensors.push_back({info, [&file, name = info.name] {
+                           const auto raw = file.raw(name);
+                           return std::vector<std::byte>(raw.begin(), raw.end());
+                         }});
+    }
+    io::PendingFiles pending;
+    io::write_gguf(dir_ / "old.gguf", metadata, std::move(tensors), pending);
+    pending.commit();
+    const nn::RopeScaling scaling = bundle::open_model(dir_ / "old.gguf").config().rope_scaling;
+    return scaling.kind == nn::RopeScaling::Kind::kLinear ? scaling.factor : 1.0;
+  };
+  EXPECT_EQ(factor_of([](auto&) {}), 1);
+  EXPECT_EQ(factor_of([](auto& m) { m.set_f32("llama.rope.scaling.factor", 4); }), 4);
+  EXPECT_EQ(factor_of([](auto& m) { m.set_f32("llama.rope.scale_linear", 2); }), 2);
+  EXPECT_EQ(factor_of([](auto& m) {
+              m.set_string("llama.rope.scaling.type", "none");
+              m.set_f32("llama.rope.scaling.factor", 4);
+            }),
+            1);
+  expect_error([&] { factor_of([](auto& m) { m.set_f32("llama.rope.scaling.factor", -1); }); },
+               ErrorCode::kBadModel, "must be >= 0");
+}
+
+// ~/.cache/huggingface/hub/models--OWNER--NAME/snapshots/REVISION
+TEST_F(FormatsTest, SnapshotsOfTheCacheAreCalledByTheirModel) {
+  const std::string snapshot = dir_ / "models--me--Tiny-1B/snapshots/0123abcd";
+  TinyModel{}.write(snapshot);
+  EXPECT_EQ(export_model({.source = snapshot, .format = "gguf:f16", .out = dir_ / "out"}, ctx_),
+            dir_ / "out/Tiny-1B-F16.gguf");
 }
 
 // GGUF: what the file decodes to is what was computed, in the rows' own order; sizes are as
@@ -257,7 +329,7 @@ TEST_F(FormatsTest, ATokenizerOfAnotherKindIsCopiedWhereNoTextIsRead) {
   quantize(o, ctx_);
   EXPECT_EQ(weights("again"), expected);
   EXPECT_EQ(file_bytes(o.out + "/tokenizer.json"), other);
-  EXPECT_NE(warning.find("its files are copied"), std::string::npos) << warning;
+  EXPECT_NE(warning.find("copied as it is"), std::string::npos) << warning;
   export_model({.source = o.out, .format = "dense:fp16", .out = dir_ / "dense"}, ctx_);
   EXPECT_EQ(file_bytes(dir_ / "dense/tokenizer.json"), other);
 }

@@ -154,6 +154,63 @@ TEST_F(ResumeTest, AFinishedRunIsJudgedWhereItIs) {
   EXPECT_EQ(weights("second"), weights("first"));
 }
 
+// As the message about a damaged block advises. Blocks behind it are not made again.
+TEST_F(ResumeTest, ABlockThatWasTakenAwayIsMadeAgainAlone) {
+  TinyModel{.blocks = 4}.write(model_);
+  QuantizeOptions o = options("out");
+  quantize(o, ctx_);
+  const std::string expected = weights("out");
+  const auto when_made = [&](const char* block) {
+    return std::filesystem::last_write_time(o.out + "/.lpcd/blocks/" + block + "/record.json");
+  };
+  const auto before = when_made("00000");
+  const auto behind = when_made("00003");
+  std::filesystem::remove_all(o.out + "/.lpcd/blocks/00001");
+  o.resume = true;
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("out"), expected);
+  EXPECT_TRUE(io::exists(o.out + "/.lpcd/blocks/00001/record.json"));
+  EXPECT_EQ(when_made("00000"), before);
+  EXPECT_EQ(when_made("00003"), behind);
+}
+
+// Writing its own text takes a large model hours: whole batches of it are kept.
+TEST_F(ResumeTest, TextThatTheModelWritesIsGoneOnWith) {
+  QuantizeOptions o = options("whole");
+  o.calib = "self";
+  o.samples = 130;  // two batches of 64 and one of 2
+  o.seq_len = 12;
+  quantize(o, ctx_);
+  std::atomic<bool> cancel{false};
+  RunContext ctx;
+  ctx.cancel = &cancel;
+  ctx.progress = [&](const Progress& p) {
+    cancel = p.stage == "calibrate" && p.done > 0.7 * p.total;
+  };
+  o.out = dir_ / "out";
+  expect_error([&] { quantize(o, ctx); }, ErrorCode::kCancelled, "stopped");
+  EXPECT_TRUE(io::exists(o.out + "/.lpcd/sample.json"));
+  double first = -1;
+  ctx_.progress = [&](const Progress& p) {
+    if (p.stage == "calibrate" && first < 0) first = p.done / p.total;
+  };
+  quantize(o, ctx_);
+  EXPECT_GT(first, 64.0 / 130);
+  EXPECT_LT(first, 0.6);
+  EXPECT_EQ(weights("out"), weights("whole"));
+  EXPECT_FALSE(io::exists(o.out + "/.lpcd/sample.json"));
+
+  // Another seed is another text.
+  o.out = dir_ / "other";
+  cancel = false;
+  expect_error([&] { quantize(o, ctx); }, ErrorCode::kCancelled, "stopped");
+  o.seed = 3;
+  first = -1;
+  quantize(o, ctx_);
+  EXPECT_LT(first, 0.1);
+  EXPECT_NE(weights("other"), weights("whole"));
+}
+
 TEST_F(ResumeTest, RemovesWhatKilledProcessesLeft) {
   QuantizeOptions o = options("out");
   stop_half_way(o);
