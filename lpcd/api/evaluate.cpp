@@ -195,9 +195,10 @@ EvaluateResult evaluate_unguarded(const EvaluateOptions& options, const RunConte
   const arch::Model model = bundle::open_model(options.model);
   std::optional<arch::Model> reference;
   if (!options.reference.empty()) reference = bundle::open_model(options.reference);
-  // Token ids need none.
+  // Token ids need none, unless windows are to begin with the model's leading token.
   std::optional<text::Tokenizer> tokenizer;
-  if (!options.ppl.ends_with(".safetensors") || !options.tasks.empty()) {
+  if (!options.ppl.ends_with(".safetensors") || !options.tasks.empty() ||
+      options.ppl_mode == PplMode::kLlamaCpp) {
     tokenizer = bundle::open_tokenizer(model);
     if (!tokenizer && reference) tokenizer = bundle::open_tokenizer(*reference);
   }

@@ -67,7 +67,8 @@ Json describe_model(const arch::Model& model) {
 Json describe_run(const pipeline::Journal& journal, const std::string& path) {
   Json run = journal.read_run();
   const int64_t done = journal.committed_blocks();
-  Json json = {{"kind", run.value("finished", false) ? "finished run" : "unfinished run"},
+  const bool finished = run.value("finished", false) && done >= run.value("blocks", int64_t{0});
+  Json json = {{"kind", finished ? "finished run" : "unfinished run"},
                {"path", path},
                {"model", run.value("model", "")},
                {"lpcd_version", run.value("lpcd_version", "")},

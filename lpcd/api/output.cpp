@@ -125,8 +125,8 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
     }
     if (options.bits != 2 && options.bits != 3 && options.bits != 4 && options.bits != 8) {
       raise(ErrorCode::kBadOption,
-            "--bits {}: the gptq format stores 2, 3, 4 or 8 bits; use --format ct:{},g{}",
-            options.bits, options.bits, options.group_size);
+            "--bits {}: the gptq format stores 2, 3, 4 or 8 bits; use --format ct:{},g{}{}",
+            options.bits, options.bits, options.group_size, options.symmetric ? "" : ",asym");
     }
     formats.push_back(
         format::parse_output_format(fmt::format("gptq:{},g{}{}", options.bits, options.group_size,

@@ -277,8 +277,14 @@ class QuantizeJob {
 
   // What text of the model's own depends on.
   [[nodiscard]] std::string sample_key() const {
-    const Json key = {pipeline::kNumericsVersion, model_.identity(), linalg::arithmetic(ctx_),
-                      options_.samples,           options_.seq_len,  options_.seed,
+    const auto leading = tokenizer_ ? tokenizer_->leading_id() : std::nullopt;
+    const Json key = {pipeline::kNumericsVersion,
+                      model_.identity(),
+                      linalg::arithmetic(ctx_),
+                      leading.value_or(-1),
+                      options_.samples,
+                      options_.seq_len,
+                      options_.seed,
                       options_.self_temperature};
     return dump_json(key);
   }

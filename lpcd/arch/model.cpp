@@ -71,7 +71,16 @@ Json make_hf_config(const Architecture& architecture, const ModelConfig& config,
   json["tie_word_embeddings"] = config.tied_head;
   json["torch_dtype"] = "float32";
   nn::RopeScaling scaling = config.rope_scaling;
-  if (!config.rope_divisors.empty()) scaling = scaling_of_divisors(config);
+  if (!config.rope_divisors.empty()) {
+    if (scaling.kind != nn::RopeScaling::Kind::kDefault) {
+      raise(
+          ErrorCode::kUnsupportedModel,
+          "{}: has rope scaling and a rope_freqs table, which no config.json can say; convert the "
+          "original Hugging Face checkpoint instead",
+          file.path());
+    }
+    scaling = scaling_of_divisors(config);
+  }
   if (scaling.kind == nn::RopeScaling::Kind::kLinear) {
     json["rope_scaling"] = {{"rope_type", "linear"}, {"factor", scaling.factor}};
   } else if (scaling.kind == nn::RopeScaling::Kind::kLlama3) {

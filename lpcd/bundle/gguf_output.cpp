@@ -333,10 +333,9 @@ std::string check_gguf(const arch::Model& model) {
   }
   if (vocabulary->pre_is_known) return "";
   return fmt::format(
-      "{}: the tokenizer cuts text in a way that has no name in GGUF; llama.cpp will use its "
-      "default, "
-      "and some texts get other tokens",
-      model.path());
+      "{}: the tokenizer cuts text in a way that has no name in GGUF; the file says \"{}\", the "
+      "nearest, and llama.cpp will give some texts other tokens",
+      model.path(), vocabulary->vocabulary.pre);
 }
 
 }  // namespace lpcd::bundle

@@ -50,10 +50,12 @@ class Gptq final : public OutputFormat {
             name, grid.bits);
     }
     if (cols * grid.bits % kWordBits != 0 || rows * grid.bits % kWordBits != 0) {
+      const bool whole = grid.group_size == -1 || cols % grid.group_size == 0;
       raise(ErrorCode::kBadOption,
             "{}: {} x {} does not pack into 32-bit words at {} bits (both extents must be "
-            "multiples of {}); use --format ct:{}, or dense:fp16",
-            name, rows, cols, grid.bits, grid.bits == 3 ? 32 : 32 / grid.bits, grid_text(grid));
+            "multiples of {}); use --format {}",
+            name, rows, cols, grid.bits, grid.bits == 3 ? 32 : 32 / grid.bits,
+            whole ? "ct:" + grid_text(grid) : "dense:fp16");
     }
   }
 

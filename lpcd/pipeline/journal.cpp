@@ -183,9 +183,13 @@ void Journal::save_sample(const std::string& key, std::span<const int32_t> ids) 
 std::vector<int32_t> Journal::load_sample(const std::string& key) const {
   const std::string path = directory_ + "/sample.json";
   if (!io::exists(path)) return {};
-  const Json json = parse_json(io::read_text_file(path, kMaxJsonBytes), path);
-  if (json.value("key", "") != key) return {};
-  return json.value("ids", std::vector<int32_t>());
+  try {
+    const Json json = parse_json(io::read_text_file(path, kMaxJsonBytes), path);
+    if (json.at("key") == Json(key)) return json.at("ids").get<std::vector<int32_t>>();
+  } catch (const Error&) {  // damaged: the text is written anew
+  } catch (const Json::exception&) {
+  }
+  return {};
 }
 
 bool Journal::has_sample() const { return io::exists(directory_ + "/sample.json"); }
@@ -328,8 +332,9 @@ std::optional<int64_t> Journal::load_state(Streams& streams) const {
 void Journal::remove_temporaries() const {
   if (!io::exists(directory_)) return;
   io::remove_temporaries(directory_);
-  for (int64_t block = 0; io::exists(block_directory(block)); ++block) {
-    io::remove_temporaries(block_directory(block));
+  std::error_code error;  // a run that died early has no blocks
+  for (const auto& entry : std::filesystem::directory_iterator(directory_ + "/blocks", error)) {
+    if (entry.is_directory()) io::remove_temporaries(entry.path().string());
   }
 }
 

@@ -13,7 +13,7 @@
 namespace lpcd::pipeline {
 
 /// Bumped whenever the bytes of a result change for the same input and options.
-constexpr int kNumericsVersion = 8;
+constexpr int kNumericsVersion = 9;
 
 /// The state of a run on disk, in DIR/.lpcd: one atomic commit per block.
 ///
@@ -47,7 +47,7 @@ class Journal {
   /// Keeps text that a model is writing for itself, before there is a run: all ids so far, under a
   /// key of what they depend on.
   void save_sample(const std::string& key, std::span<const int32_t> ids);
-  /// What was kept under that key; empty if nothing was.
+  /// What was kept under that key; empty if nothing was, or if it is damaged.
   [[nodiscard]] std::vector<int32_t> load_sample(const std::string& key) const;
   [[nodiscard]] bool has_sample() const;
   /// Removes what a run that died before it began has left, but for the text it has written.

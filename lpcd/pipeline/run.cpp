@@ -32,13 +32,15 @@ class Runner {
     if (plan_.needs_calibration) prepare_streams(done);
     BlockRunner blocks(ctx_, plan_, model_.config(), forward_, journal_.directory(),
                        [this](std::string_view item, double flops) { advanced(item, flops); });
-    for (block_ = done; block_ < plan_.blocks; ++block_) {
+    int64_t end = plan_.blocks;  // behind the last block that is missing
+    while (journal_.has_block(end - 1)) --end;
+    for (block_ = done; block_ < end; ++block_) {
       ctx_.throw_if_cancelled();
       with_context(fmt::format("block {}", block_), [&] {
         // Behind a block that was damaged and made again stand others, which need no more than
         // that.
         if (journal_.has_block(block_)) {
-          if (plan_.needs_calibration) run_again(block_);
+          if (plan_.needs_calibration) run_again(block_, done, end);
         } else {
           run_block(blocks);
         }
@@ -95,17 +97,15 @@ class Runner {
       embed();
       at = 0;
     }
-    for (int64_t b = *at; b < done; ++b) {
-      ctx_.report({.stage = "resume",
-                   .item = fmt::format("running block {}/{} again", b + 1, done),
-                   .done = static_cast<double>(b - *at),
-                   .total = static_cast<double>(done - *at)});
-      run_again(b);
-    }
+    for (int64_t b = *at; b < done; ++b) run_again(b, *at, done);
   }
 
-  // The streams through a block that is committed.
-  void run_again(int64_t b) {
+  // The streams through block b, which is committed: one of begin..end.
+  void run_again(int64_t b, int64_t begin, int64_t end) {
+    ctx_.report({.stage = "resume",
+                 .item = fmt::format("running block {}/{} again", b + 1, end),
+                 .done = static_cast<double>(b - begin),
+                 .total = static_cast<double>(end - begin)});
     arch::BlockWeights weights = model_.read_block(b);
     if (plan_.original_stream) advance(weights, streams_.original);
     if (plan_.quantized_stream) {

@@ -29,6 +29,23 @@ TEST_F(EvaluateTest, WindowsBeyondTheModelAreRefusedBeforeTextIsWritten) {
   EXPECT_EQ(reports, 0);
 }
 
+// Windows of token ids begin with the model's leading token too, as llama-perplexity has it; else
+// token ids need no tokenizer that can be read.
+TEST_F(EvaluateTest, TokenIdsGetALeadingTokenWhereWindowsHaveOne) {
+  quantize(options("run"), ctx_);
+  EvaluateOptions o;
+  o.model = model_;
+  o.ppl = dir_ / "run/.lpcd/calibration.safetensors";
+  o.ppl_mode = PplMode::kLlamaCpp;
+  const double plain = evaluate(o, ctx_).perplexity;
+  io::write_file(model_ + "/tokenizer_config.json", R"({"add_bos_token":true,"bos_token":"!"})");
+  EXPECT_NE(evaluate(o, ctx_).perplexity, plain);
+  io::write_file(model_ + "/tokenizer.json", R"({"model": {"type": "Unigram", "vocab": []}})");
+  expect_error([&] { evaluate(o, ctx_); }, ErrorCode::kUnsupportedModel, "Unigram");
+  o.ppl_mode = PplMode::kWindows;
+  EXPECT_NO_THROW(evaluate(o, ctx_));
+}
+
 // A model whose figures can be worked out by hand: "x" is likelier than "y" after a space, "y" is
 // sure after "y", a space is sure after "b", and all else is even.
 TEST_F(EvaluateTest, TasksGiveWhatAHandComputes) {

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "lpcd/io/file.h"
 #include "lpcd/lpcd.h"
@@ -166,12 +167,33 @@ TEST_F(ResumeTest, ABlockThatWasTakenAwayIsMadeAgainAlone) {
   const auto before = when_made("00000");
   const auto behind = when_made("00003");
   std::filesystem::remove_all(o.out + "/.lpcd/blocks/00001");
+  expect_error(
+      [&] { export_model({.source = o.out, .format = "dense:fp16", .out = dir_ / "x"}, ctx_); },
+      ErrorCode::kBadModel, "block 1 is not there any more");
+  EXPECT_NE(inspect(o.out).summary.find("--resume"), std::string::npos);
+  std::vector<std::string> items;
+  ctx_.progress = [&](const Progress& p) {
+    if (p.stage == "resume") items.emplace_back(p.item);
+  };
   o.resume = true;
   quantize(o, ctx_);
   EXPECT_EQ(weights("out"), expected);
   EXPECT_TRUE(io::exists(o.out + "/.lpcd/blocks/00001/record.json"));
   EXPECT_EQ(when_made("00000"), before);
   EXPECT_EQ(when_made("00003"), behind);
+  // Nothing behind the gap needs the streams.
+  EXPECT_EQ(items, std::vector<std::string>{"running block 1/1 again"});
+
+  // A gap further behind: what is between is run, not made.
+  items.clear();
+  std::filesystem::remove_all(o.out + "/.lpcd/blocks/00000");
+  std::filesystem::remove_all(o.out + "/.lpcd/blocks/00002");
+  io::write_file(o.out + "/.lpcd/blocks/00003/.record.json.lpcd-tmp-1-0", "half");
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("out"), expected);
+  EXPECT_EQ(items, std::vector<std::string>{"running block 2/3 again"});
+  EXPECT_EQ(when_made("00003"), behind);
+  EXPECT_FALSE(io::exists(o.out + "/.lpcd/blocks/00003/.record.json.lpcd-tmp-1-0"));
 }
 
 // Writing its own text takes a large model hours: whole batches of it are kept.
@@ -199,6 +221,13 @@ TEST_F(ResumeTest, TextThatTheModelWritesIsGoneOnWith) {
   EXPECT_LT(first, 0.6);
   EXPECT_EQ(weights("out"), weights("whole"));
   EXPECT_FALSE(io::exists(o.out + "/.lpcd/sample.json"));
+
+  // A damaged one is no obstacle.
+  o.out = dir_ / "damaged";
+  io::make_directories(o.out + "/.lpcd");
+  io::write_file(o.out + "/.lpcd/sample.json", R"({"key")");
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("damaged"), weights("whole"));
 
   // Another seed is another text.
   o.out = dir_ / "other";
