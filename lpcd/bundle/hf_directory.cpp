@@ -40,31 +40,31 @@ std::string_view dtype_text(DType type) {
   }
 }
 
-// Encoded tensors of the block that is being written: the writer asks for them one at a time, and
-// layers of a block come together.
+// Encoded tensors that the writer has not asked for yet: it takes one at a time, the layers of a
+// block together. In a file all codes stand in front of the scales, which wait here, so that no
+// block is read and encoded once more for them; they are small.
 class BlockEncoder {
  public:
   explicit BlockEncoder(const DirectoryContents& contents) : contents_(contents) {}
 
   std::vector<std::byte> take(int64_t block, Role role, const std::string& tensor) {
-    const auto found = encoded_.find(tensor);
-    if (found == encoded_.end() || block != block_) {
-      if (block != block_) encoded_.clear();
+    if (!encoded_.contains(tensor)) {
+      if (block != block_) {
+        std::erase_if(encoded_, [](const auto& e) { return e.second.info.dtype != DType::kF16; });
+      }
       block_ = block;
       const std::string name = contents_.model->name(role, block);
       for (NamedTensor& t : contents_.format->encode(name, contents_.read_layer(block, role))) {
-        encoded_[t.info.name] = std::move(t.data);
+        encoded_.insert_or_assign(t.info.name, std::move(t));
       }
     }
-    std::vector<std::byte> bytes = std::move(encoded_.at(tensor));
-    encoded_.erase(tensor);
-    return bytes;
+    return std::move(encoded_.extract(tensor).mapped().data);
   }
 
  private:
   const DirectoryContents& contents_;
   int64_t block_ = -1;
-  std::map<std::string, std::vector<std::byte>> encoded_;
+  std::map<std::string, NamedTensor> encoded_;
 };
 
 DType dense_dtype(const DirectoryContents& contents, Role role, int64_t block) {
@@ -74,34 +74,40 @@ DType dense_dtype(const DirectoryContents& contents, Role role, int64_t block) {
   return contents.model->gguf() == nullptr && plain ? stored : DType::kF16;
 }
 
+// Block by block, so that a shard holds whole ones: each is read from the run for one shard or two.
 std::vector<io::TensorProducer> list_tensors(const DirectoryContents& contents,
                                              const std::shared_ptr<BlockEncoder>& encoder) {
   const arch::Model& model = *contents.model;
   std::vector<io::TensorProducer> tensors;
-  for (const arch::RoleNames& names : model.architecture().names()) {
-    const Role role = names.role;
-    if (!model.config().has(role)) continue;
-    const bool linear = arch::is_linear_role(role);
-    const int64_t count = arch::is_block_role(role) ? model.config().blocks : 1;
-    for (int64_t block = 0; block < count; ++block) {
-      const std::string name = model.name(role, block);
-      const auto shape = model.config().shape(role);
-      if (linear && contents.read_layer) {
-        const auto infos =
-            contents.format->describe(name, shape[0], shape[1], contents.grid_of(block, role));
-        for (const TensorInfo& info : infos) {
-          tensors.push_back({info, [encoder, block, role, tensor = info.name] {
-                               return encoder->take(block, role, tensor);
-                             }});
-        }
-        continue;
+  const auto add = [&](Role role, int64_t block) {
+    const std::string name = model.name(role, block);
+    const auto shape = model.config().shape(role);
+    if (arch::is_linear_role(role) && contents.read_layer) {
+      const auto infos =
+          contents.format->describe(name, shape[0], shape[1], contents.grid_of(block, role));
+      for (const TensorInfo& info : infos) {
+        tensors.push_back({info, [encoder, block, role, tensor = info.name] {
+                             return encoder->take(block, role, tensor);
+                           }});
       }
-      const DType type = dense_dtype(contents, role, block);
-      tensors.push_back({{name, type, shape}, [&model, role, block, name, type] {
-                           const Mat m = model.read(role, block);
-                           return format::encode_dense(
-                               name, {m.data(), static_cast<size_t>(m.size())}, type);
-                         }});
+      return;
+    }
+    const DType type = dense_dtype(contents, role, block);
+    tensors.push_back({{name, type, shape}, [&model, role, block, name, type] {
+                         const Mat m = model.read(role, block);
+                         return format::encode_dense(
+                             name, {m.data(), static_cast<size_t>(m.size())}, type);
+                       }});
+  };
+  const auto has = [&](Role role, bool in_block) {
+    return model.config().has(role) && arch::is_block_role(role) == in_block;
+  };
+  for (const arch::RoleNames& names : model.architecture().names()) {
+    if (has(names.role, false)) add(names.role, 0);
+  }
+  for (int64_t block = 0; block < model.config().blocks; ++block) {
+    for (const arch::RoleNames& names : model.architecture().names()) {
+      if (has(names.role, true)) add(names.role, block);
     }
   }
   return tensors;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "lpcd/base/json.h"
+#include "lpcd/bundle/hf_directory.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/io/file.h"
 #include "lpcd/io/gguf.h"
@@ -78,6 +79,42 @@ TEST_F(FormatsTest, ShardsAreReadBackLikeOneFile) {
   const double one = evaluate(e, ctx_).perplexity;
   e.model = dir_ / "shards";
   EXPECT_EQ(evaluate(e, ctx_).perplexity, one);
+}
+
+// Reading a block of a large run means hashing and unpacking a gigabyte.
+TEST_F(FormatsTest, WritingReadsABlockOncePerShardThatHoldsItsParts) {
+  TinyModel{.blocks = 6}.write(model_);
+  quantize(options("run"), ctx_);
+  const arch::Model model = bundle::open_model(model_);
+  const pipeline::Journal journal(dir_ / "run");
+  for (const char* text : {"gptq:3,g32", "ct:3,g32"}) {
+    const auto format = format::parse_output_format(text);
+    int64_t current = -1;
+    int64_t reads = 0;
+    pipeline::QuantizedLayers layers;
+    bundle::DirectoryContents contents;
+    contents.model = &model;
+    contents.format = format.get();
+    contents.grid_of = [&](int64_t, arch::Role) { return *format->grid(); };
+    contents.read_layer = [&](int64_t block, arch::Role role) -> const format::QuantizedMatrix& {
+      if (block != current) {
+        layers = journal.read_block(block);
+        current = block;
+        ++reads;
+      }
+      return layers.at(role);
+    };
+    const bool shapes_first = std::string_view(text).starts_with("ct");  // I64 before all codes
+    bundle::write_hf_directory(ctx_, contents, (dir_ / text) + "-one");
+    EXPECT_EQ(reads, shapes_first ? 12 : 6) << text;
+    reads = 0;
+    contents.max_shard_bytes = 40000;
+    bundle::write_hf_directory(ctx_, contents, (dir_ / text) + "-many");
+    const auto files = std::distance(std::filesystem::directory_iterator((dir_ / text) + "-many"),
+                                     std::filesystem::directory_iterator());
+    EXPECT_GT(files, 5) << text;
+    EXPECT_LE(reads, (shapes_first ? 2 : 1) * (6 + files)) << text;
+  }
 }
 
 TEST_F(FormatsTest, ExportGivesWhatTheRunWouldHaveWritten) {
