@@ -7,12 +7,17 @@
 #include <exception>
 #include <mutex>
 
+#include "lpcd/base/control_group.h"
+
 namespace lpcd::linalg {
 
 void parallel_for(const RunContext& ctx, int64_t count, const std::function<void(int64_t)>& body) {
   const auto threads = static_cast<int>(std::min<int64_t>(std::max(ctx.threads, 1), count));
   if (threads <= 1) {
-    for (int64_t i = 0; i < count; ++i) body(i);
+    for (int64_t i = 0; i < count; ++i) {
+      ctx.throw_if_cancelled();
+      body(i);
+    }
     return;
   }
   std::atomic<int64_t> next{0};
@@ -25,6 +30,7 @@ void parallel_for(const RunContext& ctx, int64_t count, const std::function<void
       const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
       if (i >= count) break;
       try {
+        ctx.throw_if_cancelled();
         body(i);
       } catch (...) {
         const std::lock_guard lock(first_mutex);
@@ -36,6 +42,10 @@ void parallel_for(const RunContext& ctx, int64_t count, const std::function<void
   if (first) std::rethrow_exception(first);
 }
 
-int available_threads() { return std::max(1, omp_get_num_procs()); }
+int available_threads() {
+  const int processors = std::max(1, omp_get_num_procs());  // of the affinity mask
+  const int granted = control_group_processors();
+  return granted > 0 ? std::min(processors, granted) : processors;
+}
 
 }  // namespace lpcd::linalg

@@ -13,10 +13,11 @@ namespace lpcd::linalg {
 ///           the number of threads a task must not depend on another, and the split into tasks
 ///           must not depend on ctx.threads.
 /// Errors    The first exception is rethrown here once all running tasks have ended; tasks not
-///           yet started are dropped. BLAS calls inside a task run on that task's thread only.
+///           yet started are dropped, those of a cancelled job as well (kCancelled). BLAS calls
+///           inside a task run on that task's thread only.
 void parallel_for(const RunContext& ctx, int64_t count, const std::function<void(int64_t)>& body);
 
-/// Number of processors this process may run on.
+/// Number of processors this process may run on, by its affinity and its control groups.
 [[nodiscard]] int available_threads();
 
 }  // namespace lpcd::linalg

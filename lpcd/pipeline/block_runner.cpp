@@ -30,13 +30,15 @@ FloatView sized(Mat& buffer, int64_t rows, int64_t cols) {
 class StreamSource final : public submodules::SequenceSource {
  public:
   StreamSource(const RunContext& ctx, const Plan& plan, const Streams& streams, int64_t chunk,
-               double face_value, std::span<const float> y_q_energies)
+               double face_value, std::span<const float> y_q_energies,
+               std::function<void()> at_chunk)
       : ctx_(ctx),
         plan_(plan),
         streams_(streams),
         chunk_(chunk),
         face_value_(face_value),
-        y_q_energies_(y_q_energies) {}
+        y_q_energies_(y_q_energies),
+        at_chunk_(std::move(at_chunk)) {}
 
   int64_t tokens(Part part) const override { return plan_.tokens(part); }
   int64_t seq_len() const override { return plan_.seq_len; }
@@ -48,6 +50,7 @@ class StreamSource final : public submodules::SequenceSource {
       if (part == Part::kSample) n = std::min(n, plan_.tokens(part) - r0);
       if (n <= 0) return;
       ctx_.throw_if_cancelled();
+      at_chunk_();
       const ConstView y_f = streams_.target.read(r0, n, y_f_);
       const ConstView x_q = streams_.quantized.read(r0, n, x_q_);
       std::vector<float> weights;
@@ -72,6 +75,7 @@ class StreamSource final : public submodules::SequenceSource {
   int64_t chunk_;
   double face_value_;
   std::span<const float> y_q_energies_;
+  std::function<void()> at_chunk_;
   mutable Mat x_f_, x_q_, y_f_;
 };
 
@@ -102,11 +106,17 @@ void BlockRunner::for_chunks(const Body& body) {
 template <typename Work>
 void BlockRunner::timed(const char* stage, const Work& work) {
   const auto start = Clock::now();
+  reported_ = 0;
   const double flops = work();
   report::StageCost& cost = record_->stages[stage];
   cost.seconds += seconds_since(start);
   cost.flops += flops;
-  if (flops > 0) advanced_(stage, flops);
+  if (flops > 0) advanced_(stage, std::max(0.0, flops - reported_));
+}
+
+void BlockRunner::working(std::string_view item, double flops) {
+  reported_ += flops;
+  advanced_(item, flops);
 }
 
 QuantizedLayers BlockRunner::run(int64_t block, arch::BlockWeights original, Streams& streams,
@@ -535,6 +545,7 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
   };
   const auto attempt = [&](double damping) {
     ctx_.throw_if_cancelled();
+    working(fmt::format("{}, damping {}", arch::role_name(layer.role), damping));
     solve::Metric metric = metric_of(std::move(h), damping);
     Solution trial{.damping = damping};
     double strength = 0;
@@ -569,6 +580,8 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
       best_error = error;
     }
     h = std::move(metric.h);
+    const ConstView weight = problem.weight;
+    working(arch::role_name(layer.role), solve_flops(plan_, layer, weight.rows(), weight.cols()));
     return error;
   };
   // From the middle of the dampings up while it gets better; if it does not at once, down.
@@ -620,10 +633,13 @@ void BlockRunner::descend(Half half) {
                                                             : forward_.tiling().chunk_rows;
   const std::vector<float> y_q_energies =
       half == Half::kFfn && plan_.relaxes(half) ? ffn_energies() : std::vector<float>();
-  const StreamSource source(ctx_, plan_, *streams_, chunk, face_value_weight(), y_q_energies);
+  std::string doing;
+  const StreamSource source(ctx_, plan_, *streams_, chunk, face_value_weight(), y_q_energies,
+                            [&] { working(doing); });
   for (const submodules::CoupledInfo* info : plan_.coupled) {
     if (info->half != half) continue;
-    timed(("relax " + std::string(info->name)).c_str(), [&] {
+    doing = "relax " + std::string(info->name);
+    timed(doing.c_str(), [&] {
       descend_on(*info, source);
       const auto coupled = info->make(forward_, original_);
       double flops = 0;

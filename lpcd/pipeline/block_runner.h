@@ -116,6 +116,8 @@ class BlockRunner {
   /// body(part, first row, rows)
   template <typename Body>
   void for_chunks(const Body& body);
+  /// Shows what is being worked on, and counts FLOPs that a stage is through with before it ends.
+  void working(std::string_view item, double flops = 0);
   /// Books the time of `work` and the FLOPs it returns.
   template <typename Work>
   void timed(const char* stage, const Work& work);
@@ -134,6 +136,7 @@ class BlockRunner {
   const arch::BlockForward& forward_;
   std::string scratch_directory_;
   std::function<void(std::string_view, double)> advanced_;
+  double reported_ = 0;  // FLOPs of the stage in work that working() has counted
   LayerObserver observer_;
 
   // of the block in work

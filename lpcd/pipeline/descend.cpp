@@ -60,6 +60,8 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
         }
       });
       decided.erase(role);
+      working(fmt::format("relax {} {}", info.name, arch::role_name(role)),
+              relax_flops(plan_, *coupled, role) / plan_.options.alt_steps);
     }
   }
   // One by one each layer is at least as good as its baseline; together they may not be.
