@@ -12,6 +12,7 @@
 #include <numeric>
 
 #include "lpcd/base/checked.h"
+#include "lpcd/base/control_group.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/pipeline/ggml_types.h"
 #include "lpcd/submodules/relax.h"
@@ -508,28 +509,11 @@ namespace {
 // The least limit of the control group of this process and of all groups around it.
 uint64_t control_group_limit(const std::string& root) {
   uint64_t least = ~uint64_t{0};
-  const auto take = [&](const std::string& path) {
+  for (const std::string& path :
+       control_group_files(root, "memory", "memory.max", "memory.limit_in_bytes")) {
     std::ifstream file(path);
     uint64_t limit = 0;
     if (file >> limit && limit > 0) least = std::min(least, limit);  // "max" does not parse
-  };
-  take(root + "/sys/fs/cgroup/memory.max");  // a container's own, /proc or not
-  take(root + "/sys/fs/cgroup/memory/memory.limit_in_bytes");
-  std::ifstream groups(root + "/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {  // ID:CONTROLLERS:PATH
-    const size_t first = line.find(':');
-    const size_t second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = fmt::format(",{},", line.substr(first + 1, second - first - 1));
-    const bool v2 = controllers == ",,";
-    if (!v2 && controllers.find(",memory,") == std::string::npos) continue;
-    const std::string mount = root + (v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory");
-    const char* const file = v2 ? "/memory.max" : "/memory.limit_in_bytes";
-    std::string path = line.substr(second + 1);
-    while (!path.empty() && path != "/") {
-      take(mount + path + file);
-      path.resize(path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));
-    }
   }
   return least;
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "lpcd/base/control_group.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/lpcd.h"
 #include "lpcd/pipeline/plan.h"
@@ -163,6 +164,28 @@ TEST_F(ChecksTest, MemoryIsThatOfTheControlGroup) {
   std::filesystem::remove(root + "/proc/self/cgroup");  // a container without /proc
   file("/sys/fs/cgroup/memory.max", "16777216\n");
   EXPECT_EQ(pipeline::available_memory(root), 16777216U);
+}
+
+TEST_F(ChecksTest, ProcessorsAreThoseOfTheControlGroup) {
+  const std::string root = dir_ / "root";
+  const auto file = [&](const std::string& path, const std::string& text) {
+    io::make_directories(std::filesystem::path(root + path).parent_path().string());
+    io::write_file(root + path, text);
+  };
+  EXPECT_EQ(control_group_processors(root), 0);
+  file("/sys/fs/cgroup/cpu.max", "max 100000\n");
+  EXPECT_EQ(control_group_processors(root), 0);
+  file("/sys/fs/cgroup/cpu.max", "800000 100000\n");
+  EXPECT_EQ(control_group_processors(root), 8);
+  file("/proc/self/cgroup", "0::/job\n");
+  file("/sys/fs/cgroup/job/cpu.max", "150000 100000\n");
+  EXPECT_EQ(control_group_processors(root), 2);
+  file("/proc/self/cgroup", "3:cpu,cpuacct:/batch\n");
+  file("/sys/fs/cgroup/cpu/batch/cpu.cfs_quota_us", "300000\n");
+  file("/sys/fs/cgroup/cpu/batch/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(control_group_processors(root), 3);
+  file("/sys/fs/cgroup/cpu/batch/cpu.cfs_quota_us", "-1\n");
+  EXPECT_EQ(control_group_processors(root), 8);
 }
 
 // A step of gradient descent takes 16 sequences at once, whatever fits into a chunk elsewhere.

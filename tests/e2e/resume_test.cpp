@@ -1,12 +1,16 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "lpcd/bundle/open_model.h"
 #include "lpcd/io/file.h"
 #include "lpcd/lpcd.h"
+#include "lpcd/pipeline/plan.h"
 #include "tests/e2e/whole_run.h"
 #include "tests/support/errors.h"
 #include "tests/support/tiny_model.h"
@@ -36,11 +40,15 @@ class ResumeTest : public testing::WholeRun {
 
 // Stopped at many moments, resumed each time: always the bytes of the run that was not stopped.
 TEST_F(ResumeTest, ResumesToTheSameBytesWhereverItWasStopped) {
+  int all = 0;
+  ctx_.progress = [&](const Progress&) { ++all; };
   quantize(options("whole"), ctx_);
+  ctx_.progress = {};
   const std::string expected = weights("whole");
-  for (const int stop_at : {1, 5, 9, 14, 20, 27, 33, 40}) {
-    SCOPED_TRACE(stop_at);
-    const std::string out = "stopped" + std::to_string(stop_at);
+  for (const int percent : {1, 12, 23, 35, 50, 67, 82, 99}) {
+    SCOPED_TRACE(percent);
+    const int stop_at = std::max(1, all * percent / 100);
+    const std::string out = "stopped" + std::to_string(percent);
     std::atomic<bool> cancel{false};
     int reports = 0;
     RunContext ctx;
@@ -153,6 +161,40 @@ TEST_F(ResumeTest, AFinishedRunIsJudgedWhereItIs) {
   o.resume = true;
   EXPECT_EQ(quantize(o, ctx_).outputs, std::vector<std::string>{o.out});
   EXPECT_EQ(weights("second"), weights("first"));
+}
+
+// Activations in memory, those of the feed-forward part computed twice, and all on disk: the same
+// bytes, and one can go on where another stopped.
+TEST_F(ResumeTest, DoesNotDependOnTheMemoryLimit) {
+  const arch::Model model = bundle::open_model(model_);
+  QuantizeOptions o = options("roomy");
+  quantize(o, ctx_);
+  pipeline::Plan plan = pipeline::make_plan(model, o, 1ULL << 40);
+  EXPECT_TRUE(plan.keep_ffn_activations);
+  EXPECT_FALSE(plan.activations_on_disk);
+
+  o.out = dir_ / "narrow";
+  o.max_memory = std::to_string(plan.peak_memory - 1);
+  plan = pipeline::make_plan(model, o, 1ULL << 40);
+  EXPECT_FALSE(plan.keep_ffn_activations);
+  EXPECT_FALSE(plan.activations_on_disk);
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("narrow"), weights("roomy"));
+
+  o.out = dir_ / "disk";
+  o.max_memory = std::to_string(plan.peak_memory - 1);
+  EXPECT_TRUE(pipeline::make_plan(model, o, 1ULL << 40).activations_on_disk);
+  stop_half_way(o);
+  const std::string roomy = options("").max_memory;
+  const std::string tight = std::exchange(o.max_memory, roomy);
+  std::filesystem::copy(o.out, dir_ / "moved", std::filesystem::copy_options::recursive);
+  o.resume = true;
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("disk"), weights("roomy"));
+  o.out = dir_ / "moved";
+  o.max_memory = tight;
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("moved"), weights("roomy"));
 }
 
 // As the message about a damaged block advises. Blocks behind it are not made again.
