@@ -170,7 +170,7 @@ class QuantizeJob {
 
   [[nodiscard]] double seconds_to_read_blocks() const {
     const auto start = Clock::now();
-    (void)model_.read_block(0);
+    (void)model_.read_block(0, &ctx_);
     return seconds_since(start) * static_cast<double>(plan_.blocks);
   }
 

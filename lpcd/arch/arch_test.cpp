@@ -341,5 +341,25 @@ TEST(Decoder, AgreesWithTheForwardPassOverTheSequence) {
   }
 }
 
+TEST(Model, ReadsTheSameOnManyThreads) {
+  RunContext ctx;
+  ctx.threads = 3;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    testing::TinyModel tiny{.hidden = 320, .ffn = 1037, .dtype = dtype};
+    const Model model = tiny.open();
+    for (const Role role : {Role::kUp, Role::kDown, Role::kAttentionNorm}) {
+      const Mat one = model.read(role, 1);
+      const Mat many = model.read(role, 1, &ctx);
+      ASSERT_EQ(one.size(), many.size());
+      EXPECT_EQ(std::memcmp(one.data(), many.data(), static_cast<size_t>(one.size()) * 4), 0);
+    }
+    tiny.edit = [](const std::string& name, std::span<float> values) {
+      if (name.find("1.mlp.up_proj") != std::string::npos) values[300'000] = std::nanf("");
+    };
+    testing::expect_error([&] { (void)tiny.open().read(Role::kUp, 1, &ctx); },
+                          ErrorCode::kNonFinite, "element 300000 is NaN");
+  }
+}
+
 }  // namespace
 }  // namespace lpcd::arch

@@ -64,7 +64,7 @@ FloatView Decoder::step(const RunContext& ctx, std::span<const int32_t> ids) {
     if (weights_resident()) {
       run_block(ctx, blocks_[static_cast<size_t>(b)], b);
     } else {
-      run_block(ctx, model_.read_block(b), b);
+      run_block(ctx, model_.read_block(b, &ctx), b);
     }
   }
   nn::rms_norm(x_, {final_norm_.data(), static_cast<size_t>(c.hidden)}, c.rms_eps, x_);

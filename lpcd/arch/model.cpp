@@ -3,12 +3,15 @@
 #include <fmt/ranges.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <set>
 
+#include "lpcd/base/checked.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/io/gguf.h"
+#include "lpcd/linalg/parallel.h"
 
 namespace lpcd::arch {
 namespace {
@@ -230,25 +233,40 @@ void Model::refuse_other_tensors() const {
         architecture_->name(), join_names(others));
 }
 
-Mat Model::read(Role role, int64_t block) const {
+Mat Model::read(Role role, int64_t block, const RunContext* ctx) const {
   const std::string name = source_name(role, block);
   const std::vector<int64_t> shape = config_.shape(role);
   Mat m =
       shape.size() == 1 ? Mat::uninitialized(1, shape[0]) : Mat::uninitialized(shape[0], shape[1]);
   const std::span<float> values(m.data(), static_cast<size_t>(m.size()));
-  source_->read_f32(name, values);
-  io::check_finite(values, name, source_->location(name));
+  constexpr int64_t kElementsPerTask = 1 << 18;
+  if (ctx != nullptr && shape.size() == 2 && m.size() > kElementsPerTask &&
+      source_->has_rows(name)) {
+    const int64_t rows = std::max<int64_t>(1, kElementsPerTask / m.cols());
+    const std::string location = source_->location(name);
+    linalg::parallel_for(*ctx, ceil_div(m.rows(), rows), [&](int64_t task) {
+      const int64_t first = task * rows;
+      const auto offset = static_cast<size_t>(first * m.cols());
+      const auto part =
+          values.subspan(offset, static_cast<size_t>(std::min(rows, m.rows() - first) * m.cols()));
+      source_->read_f32_rows(name, first, part);
+      io::check_finite(part, name, location, offset);
+    });
+  } else {
+    source_->read_f32(name, values);
+    io::check_finite(values, name, source_->location(name));
+  }
   source_->release(name);
   const bool permuted = gguf_ != nullptr && architecture_->gguf_permutes_qk() &&
                         (role == Role::kQ || role == Role::kK);
   return permuted ? undo_row_permutation(m, config_.head_dim) : std::move(m);
 }
 
-BlockWeights Model::read_block(int64_t block) const {
+BlockWeights Model::read_block(int64_t block, const RunContext* ctx) const {
   BlockWeights weights;
   for (const RoleNames& names : architecture_->names()) {
     if (is_block_role(names.role) && config_.has(names.role)) {
-      weights[names.role] = read(names.role, block);
+      weights[names.role] = read(names.role, block, ctx);
     }
   }
   return weights;

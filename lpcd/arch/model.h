@@ -5,6 +5,7 @@
 #include <string>
 
 #include "lpcd/arch/arch.h"
+#include "lpcd/base/context.h"
 #include "lpcd/base/json.h"
 #include "lpcd/io/tensor_source.h"
 #include "lpcd/tensor/mat.h"
@@ -57,9 +58,10 @@ class Model {
   [[nodiscard]] const TensorInfo& stored(Role role, int64_t block = 0) const;
 
   /// Shapes    [N, K]; a vector is [1, D].
-  /// Errors    kNonFinite naming tensor and file if a value is NaN or Inf.
-  [[nodiscard]] Mat read(Role role, int64_t block = 0) const;
-  [[nodiscard]] BlockWeights read_block(int64_t block) const;
+  /// Threads   Those of the context, if there is one: rows of large matrices are decoded side by
+  /// side. Errors    kNonFinite naming tensor and file if a value is NaN or Inf.
+  [[nodiscard]] Mat read(Role role, int64_t block = 0, const RunContext* ctx = nullptr) const;
+  [[nodiscard]] BlockWeights read_block(int64_t block, const RunContext* ctx = nullptr) const;
 
   /// Parameters of all tensors the architecture uses.
   [[nodiscard]] int64_t parameters() const;

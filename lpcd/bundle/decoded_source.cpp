@@ -56,6 +56,10 @@ void DecodedSource::read_f32(std::string_view name, std::span<float> out) const 
   layer.decode(FloatView(out.data(), layer.rows, layer.cols));
 }
 
+bool DecodedSource::has_rows(std::string_view name) const {
+  return !layers_.contains(std::string(name)) && stored_->has_rows(name);
+}
+
 const TensorInfo& layer_part(const io::TensorSource& stored, const std::string& base,
                              const std::string& suffix, size_t rank) {
   const TensorInfo* info = stored.find(base + suffix);

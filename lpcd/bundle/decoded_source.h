@@ -33,6 +33,7 @@ class DecodedSource final : public io::TensorSource {
   std::string location(std::string_view name) const override;
   void release(std::string_view name) const override;
   void read_f32(std::string_view name, std::span<float> out) const override;
+  [[nodiscard]] bool has_rows(std::string_view name) const override;
 
  private:
   std::shared_ptr<const io::TensorSource> stored_;

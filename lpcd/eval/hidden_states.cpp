@@ -22,7 +22,7 @@ ForwardPass::ForwardPass(const arch::Model& model, std::span<const int32_t> ids,
 void ForwardPass::advance(const RunContext& ctx) {
   ctx.throw_if_cancelled();
   const FloatView x = store_.read(0, store_.rows(), buffer_);
-  forward_.run(ctx, model_->read_block(blocks_done_), x);
+  forward_.run(ctx, model_->read_block(blocks_done_, &ctx), x);
   ++blocks_done_;
 }
 

@@ -180,7 +180,7 @@ std::vector<std::vector<Likelihood>> likelihoods(const RunContext& ctx, const ar
     }
     const double step = static_cast<double>(rows) / all_rows / static_cast<double>(config.blocks);
     for (int64_t b = 0; b < config.blocks; ++b) {
-      const arch::BlockWeights weights = model.read_block(b);
+      const arch::BlockWeights weights = model.read_block(b, &ctx);
       for (const Chunk& chunk : pass.chunks) {
         ctx.throw_if_cancelled();
         forward.run_mixed(ctx, weights, chunk.sequences,

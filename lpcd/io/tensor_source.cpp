@@ -83,21 +83,40 @@ StoredForm TensorSource::stored_form(std::string_view name) const {
 
 void TensorSource::release(std::string_view /*name*/) const {}
 
-void TensorSource::read_f32(std::string_view name, std::span<float> out) const {
-  const TensorInfo& info = at(name);
+std::span<const std::byte> TensorSource::float_bytes(const TensorInfo& info) const {
   if (!is_float(info.dtype) && !is_block_quantized(info.dtype)) {
     raise(ErrorCode::kUnsupportedModel,
           "{}: {}: holds integers ({}) where weights are expected; an already quantized checkpoint "
           "has to be dequantized first",
-          location(name), name, dtype_info(info.dtype).name);
+          location(info.name), info.name, dtype_info(info.dtype).name);
   }
-  LPCD_CHECK(std::cmp_equal(out.size(), info.elements()));
-  const std::span<const std::byte> bytes = raw(name);
+  const std::span<const std::byte> bytes = raw(info.name);
   LPCD_CHECK(std::cmp_equal(bytes.size(), info.bytes()));
-  decode(info.dtype, bytes, out);
+  return bytes;
 }
 
-void check_finite(std::span<const float> values, std::string_view name, std::string_view location) {
+void TensorSource::read_f32(std::string_view name, std::span<float> out) const {
+  const TensorInfo& info = at(name);
+  LPCD_CHECK(std::cmp_equal(out.size(), info.elements()));
+  decode(info.dtype, float_bytes(info), out);
+}
+
+bool TensorSource::has_rows(std::string_view /*name*/) const { return true; }
+
+void TensorSource::read_f32_rows(std::string_view name, int64_t first, std::span<float> out) const {
+  const TensorInfo& info = at(name);
+  LPCD_CHECK(has_rows(name) && info.shape.size() == 2 && info.shape[0] > 0 && info.shape[1] > 0);
+  const auto cols = static_cast<size_t>(info.shape[1]);
+  const size_t rows = out.size() / cols;
+  LPCD_CHECK(out.size() % cols == 0 && first >= 0 &&
+             std::cmp_less_equal(static_cast<size_t>(first) + rows, info.shape[0]));
+  const std::span<const std::byte> bytes = float_bytes(info);
+  const size_t row_bytes = bytes.size() / static_cast<size_t>(info.shape[0]);
+  decode(info.dtype, bytes.subspan(static_cast<size_t>(first) * row_bytes, rows * row_bytes), out);
+}
+
+void check_finite(std::span<const float> values, std::string_view name, std::string_view location,
+                  size_t offset) {
   constexpr size_t kSlab = 4096;  // 16 KiB: stays in the first cache for the search that follows
   for (size_t begin = 0; begin < values.size(); begin += kSlab) {
     const auto slab = values.subspan(begin, std::min(kSlab, values.size() - begin));
@@ -110,7 +129,7 @@ void check_finite(std::span<const float> values, std::string_view name, std::str
     const auto first = std::ranges::find_if(slab, [](float v) { return !std::isfinite(v); });
     raise(ErrorCode::kNonFinite,
           "{}: {}: element {} is {}; the checkpoint is damaged or was saved from a diverged run",
-          location, name, begin + static_cast<size_t>(first - slab.begin()),
+          location, name, offset + begin + static_cast<size_t>(first - slab.begin()),
           std::isnan(*first) ? "NaN" : "Inf");
   }
 }

@@ -50,18 +50,28 @@ class TensorSource {
   /// Errors    kMissingTensor, kUnsupportedModel for an integer type; NaN and Inf pass through
   ///           (check_finite is separate: an embedding table is checked once, not per read).
   virtual void read_f32(std::string_view name, std::span<float> out) const;
+  /// Rows of a matrix [N, K] from `first` on, `out` being whole rows of K: any number of threads
+  /// may read theirs at once. Not for tensors that have no rows of their own (has_rows).
+  void read_f32_rows(std::string_view name, int64_t first, std::span<float> out) const;
+  /// False where a matrix is decoded as a whole.
+  [[nodiscard]] virtual bool has_rows(std::string_view name) const;
 
  protected:
   /// Sorts; kBadFile if a name appears twice. `where` names the source in messages.
   void set_tensors(std::vector<TensorInfo> tensors, std::string_view where);
 
  private:
+  /// raw(name), if it can be decoded.
+  [[nodiscard]] std::span<const std::byte> float_bytes(const TensorInfo& info) const;
+
   std::vector<TensorInfo> tensors_;
   std::string where_;
 };
 
 /// kNonFinite naming the tensor, its location and the first bad index, if any value is NaN or Inf.
-void check_finite(std::span<const float> values, std::string_view name, std::string_view location);
+/// `values` are the elements of the tensor from `offset` on.
+void check_finite(std::span<const float> values, std::string_view name, std::string_view location,
+                  size_t offset = 0);
 
 /// Tensors held in memory: for tests and for models that are made, not read.
 class MemoryTensorSource : public TensorSource {

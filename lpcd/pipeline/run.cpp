@@ -51,7 +51,7 @@ class Runner {
  private:
   void run_block(BlockRunner& blocks) {
     report::BlockRecord record;
-    arch::BlockWeights weights = model_.read_block(block_);
+    arch::BlockWeights weights = model_.read_block(block_, &ctx_);
     QuantizedLayers layers = plan_.needs_calibration
                                  ? blocks.run(block_, std::move(weights), streams_, record)
                                  : quantize_without_inputs(ctx_, plan_, block_, weights, record);
@@ -106,7 +106,7 @@ class Runner {
                  .item = fmt::format("running block {}/{} again", b + 1, end),
                  .done = static_cast<double>(b - begin),
                  .total = static_cast<double>(end - begin)});
-    arch::BlockWeights weights = model_.read_block(b);
+    arch::BlockWeights weights = model_.read_block(b, &ctx_);
     if (plan_.original_stream) advance(weights, streams_.original);
     if (plan_.quantized_stream) {
       for (auto& [role, q] : journal_.read_block(b)) weights[role] = q.decode();
@@ -125,7 +125,7 @@ class Runner {
   }
 
   void embed() {
-    const Mat table = model_.read(arch::Role::kEmbedding);
+    const Mat table = model_.read(arch::Role::kEmbedding, 0, &ctx_);
     const int64_t chunk = forward_.tiling().chunk_rows;
     Mat buffer;
     for (calib::ActivationStore* store : {&streams_.original, &streams_.quantized}) {
