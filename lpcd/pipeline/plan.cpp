@@ -14,6 +14,7 @@
 #include "lpcd/base/checked.h"
 #include "lpcd/base/control_group.h"
 #include "lpcd/base/raise.h"
+#include "lpcd/linalg/parallel.h"
 #include "lpcd/pipeline/ggml_types.h"
 #include "lpcd/submodules/relax.h"
 
@@ -413,6 +414,15 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
     // with its target, and the codes of the layers before it, a byte each.
     fixed.emplace_back("candidates and codes",
                        3 * f32(c.hidden, widest) + static_cast<uint64_t>(c.linear_parameters()));
+    // Rows in work, three times, and what a BLAS packs into; that of a few threads is in the
+    // program's.
+    constexpr uint64_t kBlasBytes = 16ULL << 20;
+    constexpr uint64_t kThreadsOfBase = 4;
+    const auto threads = static_cast<uint64_t>(
+        plan.options.threads > 0 ? plan.options.threads : linalg::available_threads());
+    fixed.emplace_back("buffers of the threads",
+                       threads * 3 * f32(solve::kRowsPerTask, widest) +
+                           (std::max(threads, kThreadsOfBase) - kThreadsOfBase) * kBlasBytes);
     const int64_t attention = 2 * c.hidden + 2 * c.heads * c.head_dim + 2 * c.kv_heads * c.head_dim;
     const int64_t ffn = 4 * c.hidden + (plan.coupled.empty() ? 3 : 4) * c.ffn;
     // Token weights: the inputs of the layer and what is missing at its output, once more.
