@@ -148,6 +148,24 @@ TEST(DrawToken, FollowsTheDistribution) {
   EXPECT_EQ(draw_token(copy, 0.0, 0.999), 1);
 }
 
+// Half of the rows of the embedding stand for no token.
+TEST(SelfSample, TextsBeginWithOrdinaryTokens) {
+  const RunContext ctx;
+  const arch::Model model = testing::TinyModel{.vocab = 512}.open();
+  const text::Tokenizer tokenizer = bytes_tokenizer();
+  EXPECT_TRUE(tokenizer.is_ordinary(255));
+  EXPECT_FALSE(tokenizer.is_ordinary(256));
+  const DatasetOptions options{.samples = 40, .seq_len = 2};
+  const auto beyond = [&](const text::Tokenizer* known) {
+    const Dataset data = sample_from_model(ctx, model, known, options, 1.0, 1ULL << 30);
+    int64_t count = 0;
+    for (size_t i = 0; i < data.ids.size(); i += 2) count += data.ids[i] >= 256;
+    return count;
+  };
+  EXPECT_EQ(beyond(&tokenizer), 0);
+  EXPECT_GT(beyond(nullptr), 5);
+}
+
 TEST(SelfSample, DependsOnTheSeedOnly) {
   const arch::Model model = testing::TinyModel{}.open();
   const DatasetOptions options{.samples = 70, .seq_len = 6, .seed = 4};  // two batches

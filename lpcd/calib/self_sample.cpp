@@ -20,6 +20,29 @@ constexpr uint64_t kMaxCacheBytes = uint64_t{4} << 30;
 // 53 random bits as a number in [0, 1).
 double uniform01(std::mt19937_64& rng) { return static_cast<double>(rng() >> 11) * 0x1.0p-53; }
 
+// What texts begin with: as the tokenizer has it, or the configuration where there is no tokenizer.
+std::optional<int32_t> leading_of(const arch::Model& model, const text::Tokenizer* tokenizer) {
+  std::optional<int64_t> id;
+  if (tokenizer != nullptr) {
+    id = tokenizer->leading_id();
+  } else if (const Json bos = model.hf_config().value("bos_token_id", Json());
+             bos.is_number_integer()) {
+    id = bos.get<int64_t>();
+  }
+  if (!id || *id < 0 || *id >= model.config().vocab_size) return std::nullopt;
+  return static_cast<int32_t>(*id);
+}
+
+int32_t draw_first(const text::Tokenizer* tokenizer, int64_t vocab_size, std::mt19937_64& rng) {
+  constexpr int kDraws = 64;  // of vocabularies that have ordinary tokens at all
+  int32_t id = 0;
+  for (int draw = 0; draw < kDraws; ++draw) {
+    id = static_cast<int32_t>(uniform01(rng) * static_cast<double>(vocab_size));
+    if (tokenizer == nullptr || tokenizer->is_ordinary(id)) break;
+  }
+  return id;
+}
+
 }  // namespace
 
 SamplingCost sampling_cost(const arch::ModelConfig& c, int64_t samples, int64_t seq_len) {
@@ -67,6 +90,7 @@ Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
   const int64_t batch = sampling_cost(c, options.samples, options.seq_len).batch;
   const double total = static_cast<double>(options.samples * options.seq_len);
 
+  const std::optional<int32_t> leading = leading_of(model, tokenizer);
   int64_t begin = 0;
   if (checkpoint != nullptr) {
     const std::vector<int32_t> kept = checkpoint->load();
@@ -90,10 +114,7 @@ Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
     std::vector<int32_t> ids(static_cast<size_t>(count));
     for (int64_t s = 0; s < count; ++s) {
       const auto i = static_cast<size_t>(s);
-      const auto leading = tokenizer == nullptr ? std::nullopt : tokenizer->leading_id();
-      ids[i] = leading && *leading < c.vocab_size
-                   ? *leading
-                   : static_cast<int32_t>(uniform01(rng[i]) * static_cast<double>(c.vocab_size));
+      ids[i] = leading ? *leading : draw_first(tokenizer, c.vocab_size, rng[i]);
       data.ids[static_cast<size_t>((first + s) * options.seq_len)] = ids[i];
     }
     for (int64_t t = 1; t < options.seq_len; ++t) {

@@ -164,6 +164,10 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   return impl.decoder.run(std::move(tokens));
 }
 
+bool Tokenizer::is_ordinary(int32_t id) const {
+  return id >= 0 && id < impl_->vocab_size && !impl_->added_by_id.contains(id);
+}
+
 int64_t Tokenizer::vocab_size() const { return impl_->vocab_size; }
 
 std::optional<int32_t> Tokenizer::leading_id() const {

@@ -61,6 +61,9 @@ class Tokenizer {
 
   /// One more than the largest id.
   [[nodiscard]] int64_t vocab_size() const;
+  /// Of a token that text is made of: neither an added one ("<|im_end|>", "<pad>") nor no token at
+  /// all, as the rows have with which an embedding is filled up.
+  [[nodiscard]] bool is_ordinary(int32_t id) const;
   /// The id that kAdd puts in front of a text, if it does.
   [[nodiscard]] std::optional<int32_t> leading_id() const;
   /// The id that kAdd puts behind a text, if it does.
