@@ -30,17 +30,13 @@ class QuantizeCommand final : public Command {
       throw Error(ErrorCode::kBadOption,
                   "quantize needs --out DIR (or --dry-run); see lpcd quantize --help");
     }
-    if (json_ && options_.dry_run) {
-      throw Error(ErrorCode::kBadOption,
-                  "--json: the plan of --dry-run is text; leave one of the two out");
-    }
     ProgressLine progress(quiet_);
     const RunContext ctx = context(environment, progress);
     try {
       const QuantizeResult result = quantize(options_, ctx);
       progress.finish();
       if (options_.dry_run) {
-        fmt::print("{}", result.plan);
+        fmt::print("{}", json_ ? result.plan_json : result.plan);
       } else {
         fmt::print("{}", json_ ? result.record_json : result.summary);
       }

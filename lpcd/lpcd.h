@@ -26,6 +26,7 @@ namespace lpcd {
 /// What `quantize` made.
 struct QuantizeResult {
   std::string plan;                  ///< the plan as text (all there is after a dry run)
+  std::string plan_json;             ///< the same as one JSON object: bytes, FLOPs, seconds
   std::vector<std::string> outputs;  ///< finished models: directories, and GGUF files
   std::string record_json;           ///< contents of record.json; empty after a dry run
   std::string summary;               ///< a few lines for a person

@@ -56,10 +56,14 @@ class QuantizeJob {
     const bool rereads = plan_.sampling && !plan_.sampling_keeps_weights;
     if (rereads) speed.read_seconds = seconds_to_read_blocks();
     result.plan = pipeline::describe(plan_, speed);
+    Json json = pipeline::to_json(plan_, speed);
+    json["bits_per_weight"] = bits_per_weight();
     for (const auto& format : formats_) {
-      result.plan += fmt::format("{:<14}{}: {}\n", "output", format->text(),
-                                 format_bytes(output_bytes(*format)));
+      const uint64_t bytes = output_bytes(*format);
+      result.plan += fmt::format("{:<14}{}: {}\n", "output", format->text(), format_bytes(bytes));
+      json["outputs"].push_back({{"format", format->text()}, {"bytes", bytes}});
     }
+    result.plan_json = dump_json(json, 1) + "\n";
     if (options_.dry_run) {
       if (reads_text()) (void)load_calibration_text();  // is there enough?
       warn_of_output();

@@ -630,6 +630,22 @@ Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_
   return plan;
 }
 
+std::optional<std::pair<double, double>> estimate_seconds(const Plan& plan,
+                                                          const MachineSpeed& speed) {
+  if (speed.flops_per_second <= 0 || plan.total_flops <= 0) return std::nullopt;
+  // Runs reach 0.4 to 0.8 of the measured GEMM rate.
+  double flops = plan.total_flops;
+  double reading = 0;
+  if (plan.sampling) {
+    flops += plan.sampling->flops;
+    if (!plan.sampling_keeps_weights) {
+      reading = speed.read_seconds * static_cast<double>(plan.sampling->passes);
+    }
+  }
+  const double best = flops / speed.flops_per_second;
+  return std::pair(best / 0.8 + reading, best / 0.4 + reading);
+}
+
 std::string describe(const Plan& plan, const MachineSpeed& speed) {
   const QuantizeOptions& o = plan.options;
   std::string text;
@@ -681,21 +697,43 @@ std::string describe(const Plan& plan, const MachineSpeed& speed) {
     line("", "gate and up projections are computed twice to save memory");
   }
   line("disk", fmt::format("{} at most while it runs", format_bytes(plan.disk_bytes)));
-  if (speed.flops_per_second > 0 && plan.total_flops > 0) {
-    // Runs reach 0.4 to 0.8 of the measured GEMM rate.
-    double flops = plan.total_flops;
-    double reading = 0;
-    if (plan.sampling) {
-      flops += plan.sampling->flops;
-      if (!plan.sampling_keeps_weights) {
-        reading = speed.read_seconds * static_cast<double>(plan.sampling->passes);
-      }
-    }
-    const double best = flops / speed.flops_per_second;
-    line("time", fmt::format("{} to {} at {:.0f} GFLOP/s", format_duration(best / 0.8 + reading),
-                             format_duration(best / 0.4 + reading), speed.flops_per_second / 1e9));
+  if (const auto seconds = estimate_seconds(plan, speed)) {
+    line("time", fmt::format("{} to {} at {:.0f} GFLOP/s", format_duration(seconds->first),
+                             format_duration(seconds->second), speed.flops_per_second / 1e9));
   }
   return text;
+}
+
+Json to_json(const Plan& plan, const MachineSpeed& speed) {
+  Json json = {{"blocks", plan.blocks},
+               {"quantized_bytes", plan.quantized_bytes},
+               {"notes", plan.notes},
+               {"memory_bytes", plan.peak_memory},
+               {"memory_limit_bytes", plan.memory_limit},
+               {"memory", Json::object()},
+               {"activations_on_disk", plan.activations_on_disk},
+               {"disk_bytes", plan.disk_bytes},
+               {"flops", plan.total_flops},
+               {"stages", Json::object()}};
+  for (const auto& [name, bytes] : plan.memory) json["memory"][name] = bytes;
+  for (const auto& [name, flops] : plan.flops) json["stages"][name] = flops;
+  if (plan.needs_calibration) {
+    json["calibration"] = {{"source", plan.options.calib},
+                           {"sequences", plan.sequences},
+                           {"seq_len", plan.seq_len},
+                           {"held_out_sequences", plan.held_out_sequences}};
+  }
+  if (plan.sampling) {
+    json["sampling"] = {{"memory_bytes", plan.sampling_memory},
+                        {"flops", plan.sampling->flops},
+                        {"passes", plan.sampling->passes},
+                        {"keeps_weights", plan.sampling_keeps_weights}};
+  }
+  if (const auto seconds = estimate_seconds(plan, speed)) {
+    json["flops_per_second"] = speed.flops_per_second;
+    json["seconds"] = {seconds->first, seconds->second};
+  }
+  return json;
 }
 
 }  // namespace lpcd::pipeline

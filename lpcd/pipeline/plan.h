@@ -10,6 +10,7 @@
 
 #include "lpcd/arch/block_forward.h"
 #include "lpcd/arch/model.h"
+#include "lpcd/base/json.h"
 #include "lpcd/calib/self_sample.h"
 #include "lpcd/format/grid.h"
 #include "lpcd/pipeline/options.h"
@@ -122,8 +123,15 @@ struct MachineSpeed {
   double read_seconds = 0;      ///< of reading the weights of all blocks once
 };
 
+/// Seconds that a run is likely to take, from and to; nothing without a speed, or without
+/// arithmetic.
+[[nodiscard]] std::optional<std::pair<double, double>> estimate_seconds(const Plan& plan,
+                                                                        const MachineSpeed& speed);
+
 /// The plan as the dry run prints it. Without a speed there is no estimate of the time.
 [[nodiscard]] std::string describe(const Plan& plan, const MachineSpeed& speed);
+/// The same for programs: bytes, FLOPs, seconds.
+[[nodiscard]] Json to_json(const Plan& plan, const MachineSpeed& speed);
 
 /// Memory of the machine or of the control groups (v1 or v2) this process lives in, whichever is
 /// less. `root` stands in front of /proc and /sys.

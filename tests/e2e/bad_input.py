@@ -204,7 +204,6 @@ with tempfile.TemporaryDirectory() as folder:
         (["--nonsense", "eval", good], ["--nonsense", "stands before"]),
         (["stray", "inspect", good], ["stray", "stands before"]),
         (["inspect", good, "eval", good], ["unexpected argument \"eval\""]),
-        (["quantize", good, "--out", work / "x", "--dry-run", "--json"], ["--json"]),
     ):
         cases += 1
         done = lpcd(*arguments)

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "lpcd/base/control_group.h"
+#include "lpcd/base/json.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/lpcd.h"
 #include "lpcd/pipeline/plan.h"
@@ -28,6 +29,11 @@ TEST_F(ChecksTest, DryRunTouchesNothing) {
   const QuantizeResult result = quantize(o, ctx_);
   EXPECT_NE(result.plan.find("arithmetic"), std::string::npos);
   EXPECT_NE(result.plan.find("memory"), std::string::npos);
+  const Json plan = parse_json(result.plan_json, "plan");
+  EXPECT_GT(plan["memory_bytes"], plan["memory"]["program"]);
+  EXPECT_LT(plan["seconds"][0], plan["seconds"][1]);
+  EXPECT_EQ(plan["outputs"][0]["format"], "gptq:3,g32");
+  EXPECT_EQ(plan["calibration"]["held_out_sequences"], 3);
   EXPECT_FALSE(std::filesystem::exists(o.out));
 }
 
