@@ -101,6 +101,8 @@ class BlockRunner {
                           const submodules::SequenceSource& source,
                           const submodules::Energies& energies, arch::Role role);
   [[nodiscard]] submodules::AdamOptions adam_options() const;
+  /// The sequences on which a relaxation has to be better than its baseline.
+  [[nodiscard]] submodules::Part judging_part() const;
   /// A coupled submodule will relax the layer.
   [[nodiscard]] bool relaxed_later(arch::Role role) const;
   /// What is left to do with a layer that is done: record and observer.

@@ -26,7 +26,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
       (plan_.solver.reference ? info.make_reference : info.make)(forward_, original_);
   if (plan_.keep_ffn_activations) coupled->set_cache(&ffn_out_);  // not in use yet
   const submodules::Energies energies(ctx_, *coupled, source);
-  const bool judged = plan_.held_out_sequences > 0;
+  const bool judged = !plan_.solver.reference;
   // Layers behind those in work, and those that another submodule will visit, at their real-valued
   // weights.
   std::map<Role, Mat> decided;
@@ -67,7 +67,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
   // One by one each layer is at least as good as its baseline; together they may not be.
   if (judged && info.relaxed.size() > 1) {
     const auto judge = [&] {
-      return submodules::relative_errors(ctx_, *coupled, source, Part::kHeldOut, energies,
+      return submodules::relative_errors(ctx_, *coupled, source, judging_part(), energies,
                                          quantized_);
     };
     const SquaredSum together = judge();
@@ -91,12 +91,17 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
   for (const Role role : info.relaxed) settle(role);
 }
 
+// With nothing held out a submodule must at least not be worse on what it was solved on: a step
+// that its quadratic model has wrong can make a massive activation, and the model useless.
+Part BlockRunner::judging_part() const {
+  return plan_.held_out_sequences > 0 ? Part::kHeldOut : Part::kSolve;
+}
+
 void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
                               const submodules::Coupled& coupled,
                               const submodules::SequenceSource& source,
                               const submodules::Energies& energies, Role role, int cycle) {
   const LayerPlan& layer = plan_.layer(block_, role);
-  const bool judged = plan_.held_out_sequences > 0;
   report::RelaxationRecord record{.submodule = std::string(info.name), .cycle = cycle};
   quantized_[role] = targets_.at(role).clone();
   const double damping = dampings_.at(role);
@@ -120,9 +125,7 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
 
   const auto errors_of = [&](const format::QuantizedMatrix& q) {
     quantized_[role] = q.decode();
-    return judged ? submodules::relative_errors(ctx_, coupled, source, Part::kHeldOut, energies,
-                                                quantized_)
-                  : SquaredSum();
+    return submodules::relative_errors(ctx_, coupled, source, judging_part(), energies, quantized_);
   };
   const SquaredSum baseline = errors_of(layers_.at(role));
   SquaredSum best = baseline;
@@ -139,7 +142,7 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
                                  .strength = share,
                                  .held_out = errors.weighted,
                                  .held_out_face_value = errors.face_value});
-    if (!judged || submodules::better(errors, best, baseline)) {
+    if (submodules::better(errors, best, baseline)) {
       for (report::Candidate& c : record.candidates) c.chosen = false;
       record.candidates.back().chosen = true;
       best = errors;
@@ -147,7 +150,7 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
     }
   };
   solve::Metric inputs = metric_of(std::move(site_h_), damping);
-  if (strength > 0 || !judged) consider(target, strength, inputs, "inputs", "submodule");
+  if (strength > 0) consider(target, strength, inputs, "inputs", "submodule");
   site_h_ = std::move(inputs.h);
   if (plan_.options.own_metric) {
     const solve::Metric own = metric_of(std::move(relaxed.factors.input), damping);
@@ -160,8 +163,8 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
     const auto consider_own = [&](ConstView wanted, double share, const char* target_name) {
       consider(wanted, share, own, "submodule", target_name, feedback ? &outputs : nullptr);
     };
-    if (judged) consider_own(targets_.at(role), 0, "layer");
-    if (strength > 0 || !judged) consider_own(target, strength, "submodule");
+    consider_own(targets_.at(role), 0, "layer");
+    if (strength > 0) consider_own(target, strength, "submodule");
   }
   record.projected = best.weighted;
   quantized_[role] = layers_.at(role).decode();

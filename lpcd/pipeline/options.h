@@ -328,7 +328,8 @@ struct QuantizeOptions {
        .value = "FRACTION",
        .section = correction,
        .help = "Share of the calibration sequences that enter no solve: strengths and dampings are "
-               "chosen on them, and a submodule that does not lower its error there is undone.",
+               "chosen on them, and a submodule that does not lower its error there is undone. 0: "
+               "submodules are judged on what they were solved on.",
        .min = 0,
        .max = 0.9});
     v(o.solver, {.name = "solver",

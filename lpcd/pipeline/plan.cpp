@@ -332,9 +332,10 @@ double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs, in
 
 double relax_flops(const Plan& plan, const submodules::Coupled& coupled, Role role) {
   const QuantizeOptions& o = plan.options;
-  // On held-out sequences: descent, curvature and candidates.
-  double tokens = 4 * static_cast<double>(plan.tokens(submodules::Part::kHeldOut));
   const auto solved = static_cast<double>(plan.tokens(submodules::Part::kSolve));
+  // On held-out sequences, or all if there are none: descent, curvature and candidates.
+  double tokens = 4 * static_cast<double>(plan.tokens(submodules::Part::kHeldOut));
+  if (plan.held_out_sequences == 0 && !plan.solver.reference) tokens = 4 * solved;
   double factors = 0;
   if (o.solver == Solver::kGd) {
     tokens += o.gd_steps * solved;

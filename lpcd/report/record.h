@@ -13,7 +13,8 @@ struct Candidate {
   std::string metric;   ///< "inputs" (H), or "submodule" (weighted as the submodule sees them)
   double percdamp = 0;  ///< damping relative to the mean diagonal
   double strength = 0;  ///< share of the correction or relaxation in the target (mean over outputs)
-  double held_out = 0;  ///< objective on the held-out sequences; comparable within a list only
+  double held_out = 0;  ///< objective on the held-out sequences (on all of a run that has none);
+                        ///< comparable within a list only
   double held_out_face_value = -1;  ///< the same without weights of tokens; -1: not measured
   bool chosen = false;
 };
