@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 
-from runs import run, short_hash
+from runs import Runs, run, short_hash
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -39,26 +39,20 @@ def main():
     parser.add_argument("--max-tokens", type=int, default=65536)
     parser.add_argument("--format", default="gptq:3,g64")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", default="/tmp/lpcd-quality")
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/tmp/lpcd-quality"))
     args, extra = parser.parse_known_args()  # the rest goes to quantize
 
-    work = pathlib.Path(args.work)
-    work.mkdir(parents=True, exist_ok=True)
+    kept = Runs(args)
     rows = []
     original = None
     for name, flags in METHODS.items():
         inputs = short_hash(args.model, args.calib, args.seq_len, *flags)
         tag = "-".join([args.format, name, str(args.samples), str(args.seed), *extra, inputs])
-        out = work / "".join(c if c.isalnum() else "_" for c in tag)
+        out = args.work / "".join(c if c.isalnum() else "_" for c in tag)
         run(args.lpcd, "quantize", args.model, "--out", out, "--format", args.format, "--calib", args.calib,
             "--samples", args.samples, "--seq-len", args.seq_len, "--seed", args.seed, "--quiet", "--resume",
             *flags, *extra)  # fmt: skip
-        report = out / f"eval-{short_hash(args.text, args.max_tokens, args.seq_len)}.json"
-        if not report.exists():
-            text = run(args.lpcd, "eval", out, "--reference", args.model, "--ppl", args.text, "--max-tokens",
-                       args.max_tokens, "--seq-len", args.seq_len, "--json", "--quiet")  # fmt: skip
-            report.write_text(text)
-        result = json.loads(report.read_text())
+        result = kept.divergence(out, args.text, args.max_tokens)
         cost = json.loads((out / "record.json").read_text())["cost"]
         original = result["reference"]["perplexity"]
         rows.append((name, result["perplexity"], result["perplexity_error"], result["reference"]["kl_mean"],
