@@ -56,7 +56,8 @@ make_venv() {
       *) options="" ;;
     esac
     # shellcheck disable=SC2086  # a list of words
-    "$directory/bin/pip" install -q --disable-pip-version-check --no-compile $options "$package" || {
+    "$directory/bin/pip" install -q --disable-pip-version-check --no-compile $options "$package" ||
+      "$directory/bin/pip" install -q --disable-pip-version-check --no-compile "$package" || {
       echo "cannot install $package: tests that need it are skipped" >&2
       complete=no
     }
