@@ -95,8 +95,7 @@ std::string export_run(const RunContext& ctx, const pipeline::Journal& journal,
   if (journal.committed_blocks() < model.config().blocks) {
     raise(ErrorCode::kBadModel,
           "{}: block {} is not there any more; lpcd quantize {} --out {} --resume with the options "
-          "of "
-          "the run makes it again",
+          "of the run makes it again",
           options.source, journal.committed_blocks(), shell_word(path), shell_word(options.source));
   }
   const JsonFields fingerprint(fields.object_at("fingerprint"), fields.where());

@@ -32,9 +32,10 @@ struct SampleCheckpoint {
 ///
 /// The first token is the model's leading token where its tokenizer adds one (without a tokenizer:
 /// where config.json names one), else one drawn uniformly from the ordinary tokens; end tokens do
-/// not end a sequence, the text just goes on. Numerics  Deterministic by seed for a given CPU and
-/// BLAS. Memory    see arch::Decoder, which gets `weight_budget`; the cache of a batch is at most 4
-/// GiB.
+/// not end a sequence, the text just goes on.
+///
+/// Numerics  Deterministic by seed for a given CPU and BLAS.
+/// Memory    see arch::Decoder, which gets `weight_budget`; the cache of a batch is at most 4 GiB.
 [[nodiscard]] Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
                                         const text::Tokenizer* tokenizer,
                                         const DatasetOptions& options, double temperature,

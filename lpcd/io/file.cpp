@@ -138,14 +138,13 @@ DirectoryLock::DirectoryLock(const std::string& directory) : path_(directory + "
     do {
       result = ::flock(fd, LOCK_EX | LOCK_NB);
     } while (result != 0 && errno == EINTR);
-    const int lock_error = result != 0 ? errno : 0;
-    if (lock_error == ENOSYS || lock_error == ENOLCK || lock_error == EOPNOTSUPP) {
-      held_ = false;
-      fd_ = fd;
-      return;
-    }
     if (result != 0) {
-      const int error = lock_error;
+      const int error = errno;
+      if (error == ENOSYS || error == ENOLCK || error == EOPNOTSUPP) {
+        held_ = false;
+        fd_ = fd;
+        return;
+      }
       ::close(fd);
       if (error == EWOULDBLOCK) {
         raise(ErrorCode::kLocked,

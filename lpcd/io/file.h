@@ -103,8 +103,9 @@ void remove_temporaries(const std::string& directory);
 /// Exclusive lock on a directory for the life of the object (flock on `DIR/.lpcd-lock`, which the
 /// kernel gives up when the process dies, kill -9 included). The file goes with the object.
 /// Some file systems have no locks (Lustre without -o flock, NFS without lockd); there the
-/// directory is not held. Errors    kLocked when another process holds it, kWriteFailed when the
-/// file cannot be made.
+/// directory is not held.
+///
+/// Errors    kLocked when another process holds it, kWriteFailed when the file cannot be made.
 class DirectoryLock {
  public:
   explicit DirectoryLock(const std::string& directory);

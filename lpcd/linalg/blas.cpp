@@ -15,8 +15,8 @@
 namespace lpcd::linalg {
 namespace {
 
-// Column tile: wide enough for the projections of a small model to be one task, so that only
-// wide matrices are cut twice.
+// Column tile: wide enough for a BLAS to be at its full rate, narrow enough for the projections of
+// a large model to be tasks for many processors.
 constexpr int64_t kColTile = 1024;
 // Tile of a moment matrix: 256 x 256 floats stay in a 256 KiB share of L2 while slabs stream by.
 constexpr int64_t kMomentTile = 256;

@@ -192,8 +192,6 @@ std::vector<int32_t> Journal::load_sample(const std::string& key) const {
   return {};
 }
 
-bool Journal::has_sample() const { return io::exists(directory_ + "/sample.json"); }
-
 void Journal::clear() {
   std::vector<std::filesystem::path> stale;
   std::error_code error;  // there may be no directory

@@ -49,7 +49,6 @@ class Journal {
   void save_sample(const std::string& key, std::span<const int32_t> ids);
   /// What was kept under that key; empty if nothing was, or if it is damaged.
   [[nodiscard]] std::vector<int32_t> load_sample(const std::string& key) const;
-  [[nodiscard]] bool has_sample() const;
   /// Removes what a run that died before it began has left, but for the text it has written.
   void clear();
 

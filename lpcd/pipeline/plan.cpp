@@ -161,8 +161,7 @@ void check_options(const QuantizeOptions& o) {
   }
   if (o.mse && o.scale_search && o.was_given("scale-search")) {
     raise(ErrorCode::kBadOption,
-          "--scale-search on and --mse choose scales in two ways; leave one "
-          "of them out");
+          "--scale-search on and --mse choose scales in two ways; leave one of them out");
   }
   const bool lpcd = !chosen_submodules(o).empty();
   if (o.hessian_from == HessianFrom::kOriginal && (o.qep || lpcd)) {
