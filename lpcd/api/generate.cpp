@@ -46,7 +46,7 @@ std::string generate_unguarded(const GenerateOptions& options, const RunContext&
     raise(ErrorCode::kBadOption, "prompt and --tokens make {} positions, the model has {}", length,
           model.config().max_positions);
   }
-  arch::Decoder decoder(model, 1, length, pipeline::available_memory() / 2);
+  arch::Decoder decoder(model, 1, length, pipeline::available_memory() / 2, &ctx);
   std::mt19937_64 rng(options.seed);
   const size_t prompt_size = ids.size();
   std::string shown;

@@ -22,24 +22,37 @@ void project(const RunContext& ctx, ConstView x, ConstView w, FloatView y) {
 
 }  // namespace
 
-Decoder::Decoder(const Model& model, int64_t sequences, int64_t max_len, uint64_t weight_budget)
+Decoder::Decoder(const Model& model, int64_t sequences, int64_t max_len, uint64_t weight_budget,
+                 const RunContext* ctx)
     : model_(model),
-      sequences_(sequences),
       max_len_(max_len),
-      embedding_(model.read(Role::kEmbedding)),
+      embedding_(model.read(Role::kEmbedding, 0, ctx)),
       final_norm_(model.read(Role::kFinalNorm)) {
   const ModelConfig& c = model.config();
   rope_ = nn::make_rope_table(
       nn::rope_frequencies(c.head_dim, c.rope_theta, c.rope_scaling, c.rope_divisors), max_len);
-  if (!c.tied_head) head_ = model.read(Role::kHead);
+  if (!c.tied_head) head_ = model.read(Role::kHead, 0, ctx);
   const auto block_bytes = static_cast<uint64_t>(c.linear_parameters()) * sizeof(float);
   if (block_bytes * static_cast<uint64_t>(c.blocks) <= weight_budget) {
-    for (int64_t b = 0; b < c.blocks; ++b) blocks_.push_back(model.read_block(b));
+    for (int64_t b = 0; b < c.blocks; ++b) {
+      if (ctx != nullptr) ctx->throw_if_cancelled();
+      blocks_.push_back(model.read_block(b, ctx));
+    }
   }
+  restart(sequences);
+}
+
+void Decoder::restart(int64_t sequences) {
+  position_ = 0;
+  if (sequences == sequences_) return;
+  sequences_ = sequences;
+  const ModelConfig& c = model_.config();
   const int64_t kv = c.kv_heads * c.head_dim;
+  keys_.clear();
+  values_.clear();
   for (int64_t b = 0; b < c.blocks; ++b) {
-    keys_.push_back(Mat::uninitialized(sequences * max_len, kv));
-    values_.push_back(Mat::uninitialized(sequences * max_len, kv));
+    keys_.push_back(Mat::uninitialized(sequences * max_len_, kv));
+    values_.push_back(Mat::uninitialized(sequences * max_len_, kv));
   }
   x_ = Mat::uninitialized(sequences, c.hidden);
   normed_ = Mat::uninitialized(sequences, c.hidden);

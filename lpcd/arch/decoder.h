@@ -18,7 +18,12 @@ namespace lpcd::arch {
 /// Threads   ctx.threads; the same bits for any number.
 class Decoder {
  public:
-  Decoder(const Model& model, int64_t sequences, int64_t max_len, uint64_t weight_budget);
+  /// With a context weights are read on its threads, and not further once it is cancelled.
+  Decoder(const Model& model, int64_t sequences, int64_t max_len, uint64_t weight_budget,
+          const RunContext* ctx = nullptr);
+
+  /// Begins anew, with so many sequences; weights that are in memory stay there.
+  void restart(int64_t sequences);
 
   /// Feeds one token per sequence at the current position.
   /// Shapes    ids [B]; result [B, V], valid until the next call.
@@ -31,7 +36,7 @@ class Decoder {
   void run_block(const RunContext& ctx, const BlockWeights& w, int64_t block);
 
   const Model& model_;
-  int64_t sequences_;
+  int64_t sequences_ = 0;
   int64_t max_len_;
   int64_t position_ = 0;
   nn::RopeTable rope_;

@@ -100,6 +100,9 @@ Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
       begin = tokens / options.seq_len;
     }
   }
+  // One for all batches: a model that fits in memory is read once.
+  arch::Decoder decoder(model, std::min(batch, options.samples - begin), options.seq_len,
+                        weight_budget, &ctx);
   for (int64_t first = begin; first < options.samples; first += batch) {
     const int64_t count = std::min(batch, options.samples - first);
     // A generator per sequence: the text of one does not depend on how many are made at a time.
@@ -110,7 +113,7 @@ Dataset sample_from_model(const RunContext& ctx, const arch::Model& model,
                          static_cast<uint32_t>(first + s)};
       rng.emplace_back(seed);
     }
-    arch::Decoder decoder(model, count, options.seq_len, weight_budget);
+    decoder.restart(count);
     std::vector<int32_t> ids(static_cast<size_t>(count));
     for (int64_t s = 0; s < count; ++s) {
       const auto i = static_cast<size_t>(s);
