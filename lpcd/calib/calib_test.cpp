@@ -1,8 +1,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
 #include <set>
 
 #include "lpcd/calib/activations.h"
@@ -181,6 +185,46 @@ TEST(SelfSample, DependsOnTheSeedOnly) {
   EXPECT_GT(firsts.size(), 30U);
 }
 
+// Tensors in memory that tell when one is read.
+class ObservedSource final : public io::MemoryTensorSource {
+ public:
+  ObservedSource(std::vector<NamedTensor> tensors, std::function<void(std::string_view)> on_read)
+      : MemoryTensorSource(std::move(tensors)), on_read_(std::move(on_read)) {}
+  void release(std::string_view name) const override { on_read_(name); }
+
+ private:
+  std::function<void(std::string_view)> on_read_;
+};
+
+TEST(SelfSample, AModelThatFitsIsReadOnce) {
+  const testing::TinyModel tiny;
+  std::map<std::string, int> reads;
+  const auto source = std::make_shared<ObservedSource>(
+      tiny.tensors(), [&](std::string_view name) { ++reads[std::string(name)]; });
+  const arch::Model model = arch::Model::from_hf(source, tiny.config(), "tiny");
+  const DatasetOptions options{.samples = 130, .seq_len = 3};  // three batches
+  (void)sample_from_model(RunContext(), model, nullptr, options, 1.0, 1ULL << 30);
+  EXPECT_EQ(reads.size(), source->tensors().size());
+  for (const auto& [name, count] : reads) EXPECT_EQ(count, 1) << name;
+}
+
+// Reading a large model takes minutes.
+TEST(SelfSample, StopsWhileTheModelIsRead) {
+  const testing::TinyModel tiny;
+  std::atomic<bool> cancel{false};
+  const auto on_read = [&](std::string_view name) {
+    cancel = cancel || name.find("layers.0") != std::string_view::npos;
+    EXPECT_EQ(name.find("layers.1"), std::string_view::npos);
+  };
+  const arch::Model model = arch::Model::from_hf(
+      std::make_shared<ObservedSource>(tiny.tensors(), on_read), tiny.config(), "tiny");
+  RunContext ctx;
+  ctx.cancel = &cancel;
+  const DatasetOptions options{.samples = 2, .seq_len = 3};
+  expect_error([&] { (void)sample_from_model(ctx, model, nullptr, options, 1.0, 1ULL << 30); },
+               ErrorCode::kCancelled, "stopped");
+}
+
 // Streams in chunks must sum to the moments of the whole, with the factor 2 / T.
 TEST(Statistics, AreScaledToThePerTokenMoment) {
   Mat x(64, 3);
@@ -195,7 +239,7 @@ TEST(Statistics, AreScaledToThePerTokenMoment) {
     cross.add(ctx, ConstView(y).rows_range(r0, 32), ConstView(x).rows_range(r0, 32), 16);
   }
   const Mat h = std::move(gram).finish(ctx);
-  const Mat c = std::move(cross).finish();
+  const Mat c = std::move(cross).finish(ctx);
   double hh = 0;
   double cc = 0;
   for (int64_t t = 0; t < 64; ++t) {

@@ -1,6 +1,7 @@
 #include "lpcd/calib/statistics.h"
 
 #include "lpcd/linalg/blas.h"
+#include "lpcd/linalg/parallel.h"
 
 namespace lpcd::calib {
 
@@ -20,10 +21,12 @@ void CrossAccumulator::add(const RunContext& ctx, ConstView a, ConstView b, int6
   tokens_ += a.rows();
 }
 
-Mat CrossAccumulator::finish() && {
+Mat CrossAccumulator::finish(const RunContext& ctx) && {
   LPCD_CHECK(tokens_ > 0);
   const float scale = 2.0F / static_cast<float>(tokens_);
-  for (int64_t i = 0; i < sum_.size(); ++i) sum_.data()[i] *= scale;
+  linalg::for_rows(ctx, sum_.rows(), [&](int64_t r0, int64_t n) {
+    for (int64_t i = r0 * sum_.cols(); i < (r0 + n) * sum_.cols(); ++i) sum_.data()[i] *= scale;
+  });
   return std::move(sum_);
 }
 

@@ -30,7 +30,7 @@ class CrossAccumulator {
  public:
   CrossAccumulator(int64_t rows, int64_t cols) : sum_(rows, cols) {}
   void add(const RunContext& ctx, ConstView a, ConstView b, int64_t slab_rows);
-  [[nodiscard]] Mat finish() &&;
+  [[nodiscard]] Mat finish(const RunContext& ctx) &&;
 
  private:
   Mat sum_;

@@ -84,14 +84,24 @@ void QuantizedMatrix::copy_row(const QuantizedMatrix& from, int64_t row, int64_t
 
 Mat QuantizedMatrix::decode() const {
   Mat out = Mat::uninitialized(rows, cols);
+  decode_rows(0, out);
+  return out;
+}
+
+void QuantizedMatrix::decode_rows(int64_t first, FloatView out) const {
+  LPCD_CHECK(first + out.rows() <= rows && out.cols() == cols && out.stride() == cols);
   if (spec.block) {
-    decode_ggml_blocks(*spec.block, blocks, {out.data(), static_cast<size_t>(out.size())});
-    return out;
+    const size_t row_bytes = block_row_bytes();
+    decode_ggml_blocks(*spec.block,
+                       std::span(blocks).subspan(static_cast<size_t>(first) * row_bytes,
+                                                 static_cast<size_t>(out.rows()) * row_bytes),
+                       {out.data(), static_cast<size_t>(out.rows() * cols)});
+    return;
   }
   const int64_t length = spec.group_length(cols);
-  for (int64_t n = 0; n < rows; ++n) {
+  for (int64_t n = first; n < first + out.rows(); ++n) {
     const uint8_t* code = codes.data() + n * cols;
-    float* row = out.row(n);
+    float* row = out.row(n - first);
     for (int64_t g = 0; g < groups(); ++g) {
       const float scale = scales(g, n);
       const auto zero = static_cast<float>(zeros[static_cast<size_t>(g * rows + n)]);
@@ -103,7 +113,6 @@ Mat QuantizedMatrix::decode() const {
       for (int64_t k = 0; k < cols; ++k) row[k] = round_to_f16(row[k]);
     }
   }
-  return out;
 }
 
 }  // namespace lpcd::format

@@ -132,6 +132,8 @@ struct QuantizedMatrix {
   [[nodiscard]] int64_t groups() const { return spec.groups(cols); }
   /// Shapes    result [N, K]. Numerics: scale * (code - zero) in f32; decode_ggml_blocks.
   [[nodiscard]] Mat decode() const;
+  /// Rows first, first + 1, ... of it.   out [n, K], without gaps between rows
+  void decode_rows(int64_t first, FloatView out) const;
   /// Bytes of one row of blocks.
   [[nodiscard]] size_t block_row_bytes() const;
 };

@@ -87,13 +87,13 @@ void invert_lower(const RunContext& ctx, FloatView l) {
     }
     columns[static_cast<size_t>(j)] = std::move(x);
   });
-  for (int64_t j = 0; j < blocks; ++j) {
+  parallel_for(ctx, blocks, [&](int64_t j) {
     const Mat& x = columns[static_cast<size_t>(j)];
     for (int64_t r = 0; r < x.rows(); ++r) {
       const int64_t count = std::min(x.cols(), r + 1);
       std::copy_n(x.row(r), count, l.row(j * kBlock + r) + j * kBlock);
     }
-  }
+  });
 }
 
 InverseFactor factor_damped_inverse(const RunContext& ctx, ConstView h, const Damping& damping) {
@@ -126,12 +126,14 @@ InverseFactor factor_damped_inverse(const RunContext& ctx, ConstView h, const Da
   // With P the reversal of the order, P (H + lambda I) P = L L^T gives U = P L^-1 P.
   Mat reversed = Mat::uninitialized(n, n);
   for (int attempt = 0;; ++attempt) {
-    for (int64_t r = 0; r < n; ++r) {
-      for (int64_t c = 0; c < n; ++c) reversed(r, c) = h(n - 1 - r, n - 1 - c);
-      const int64_t k = n - 1 - r;
-      reversed(r, r) = static_cast<float>(static_cast<double>(diagonal[static_cast<size_t>(k)]) +
-                                          factor.lambda * shape[static_cast<size_t>(k)]);
-    }
+    for_rows(ctx, n, [&](int64_t r0, int64_t rows) {
+      for (int64_t r = r0; r < r0 + rows; ++r) {
+        for (int64_t c = 0; c < n; ++c) reversed(r, c) = h(n - 1 - r, n - 1 - c);
+        const int64_t k = n - 1 - r;
+        reversed(r, r) = static_cast<float>(static_cast<double>(diagonal[static_cast<size_t>(k)]) +
+                                            factor.lambda * shape[static_cast<size_t>(k)]);
+      }
+    });
     if (cholesky_lower(ctx, reversed)) break;
     factor.raised.push_back(factor.lambda);
     if (attempt + 1 >= damping.max_attempts) {
@@ -148,10 +150,13 @@ InverseFactor factor_damped_inverse(const RunContext& ctx, ConstView h, const Da
     factor.added.push_back(static_cast<float>(factor.lambda * share));
   }
 
-  factor.upper = Mat(n, n);
-  for (int64_t r = 0; r < n; ++r) {
-    for (int64_t c = r; c < n; ++c) factor.upper(r, c) = reversed(n - 1 - r, n - 1 - c);
-  }
+  factor.upper = Mat::uninitialized(n, n);
+  for_rows(ctx, n, [&](int64_t r0, int64_t rows) {
+    for (int64_t r = r0; r < r0 + rows; ++r) {
+      std::fill_n(factor.upper.row(r), r, 0.0F);
+      for (int64_t c = r; c < n; ++c) factor.upper(r, c) = reversed(n - 1 - r, n - 1 - c);
+    }
+  });
   return factor;
 }
 

@@ -1,11 +1,17 @@
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <limits>
+#include <mutex>
 #include <numeric>
 #include <random>
+#include <set>
+#include <thread>
 
 #include "lpcd/base/error.h"
 #include "lpcd/linalg/blas.h"
@@ -44,6 +50,26 @@ TEST(ParallelFor, RunsEveryTaskOnceAndRethrowsTheFirstException) {
                               if (i == 37) throw Error(ErrorCode::kInternal, "task 37");
                             }),
                Error);
+}
+
+TEST(ParallelFor, KeepsItsThreadsWhenTasksAreFew) {
+  const auto threads_of = [](int64_t tasks) {
+    std::set<pid_t> threads;
+    std::mutex mutex;
+    std::atomic<int64_t> begun{0};
+    parallel_for(with_threads(4), tasks, [&](int64_t) {
+      ++begun;
+      // Until each task has a thread; in vain where there are fewer than asked for.
+      const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+      while (begun < tasks && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+      const std::lock_guard lock(mutex);
+      threads.insert(gettid());
+    });
+    return threads;
+  };
+  const std::set<pid_t> before = threads_of(4);
+  EXPECT_EQ(threads_of(2).size(), 2U);
+  EXPECT_EQ(threads_of(4), before);
 }
 
 TEST(Gemm, AgreesWithDoubleSumsAndDoesNotDependOnThreads) {

@@ -7,13 +7,16 @@
 #include <exception>
 #include <mutex>
 
+#include "lpcd/base/checked.h"
 #include "lpcd/base/control_group.h"
 
 namespace lpcd::linalg {
 
 void parallel_for(const RunContext& ctx, int64_t count, const std::function<void(int64_t)>& body) {
-  const auto threads = static_cast<int>(std::min<int64_t>(std::max(ctx.threads, 1), count));
-  if (threads <= 1) {
+  // Always the same team, some of it idle where tasks are few: for one of another size libgomp ends
+  // threads and starts new ones, every time.
+  const int threads = std::max(ctx.threads, 1);
+  if (threads == 1 || count <= 1) {
     for (int64_t i = 0; i < count; ++i) {
       ctx.throw_if_cancelled();
       body(i);
@@ -40,6 +43,14 @@ void parallel_for(const RunContext& ctx, int64_t count, const std::function<void
     }
   }
   if (first) std::rethrow_exception(first);
+}
+
+void for_rows(const RunContext& ctx, int64_t rows,
+              const std::function<void(int64_t, int64_t)>& body) {
+  parallel_for(ctx, ceil_div(rows, kRowsPerTask), [&](int64_t task) {
+    const int64_t r0 = task * kRowsPerTask;
+    body(r0, std::min(kRowsPerTask, rows - r0));
+  });
 }
 
 int available_threads() {

@@ -17,6 +17,13 @@ namespace lpcd::linalg {
 ///           inside a task run on that task's thread only.
 void parallel_for(const RunContext& ctx, int64_t count, const std::function<void(int64_t)>& body);
 
+/// Rows that one task of for_rows() takes.
+constexpr int64_t kRowsPerTask = 64;
+
+/// `body(first row, rows)` for all rows of a matrix, in tasks of kRowsPerTask.
+void for_rows(const RunContext& ctx, int64_t rows,
+              const std::function<void(int64_t, int64_t)>& body);
+
 /// Number of processors this process may run on, by its affinity and its control groups.
 [[nodiscard]] int available_threads();
 

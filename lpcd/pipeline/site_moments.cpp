@@ -63,9 +63,9 @@ SiteMoments::Finished SiteMoments::finish(const RunContext& ctx, Part part) {
   Finished finished;
   if (s.tokens == 0) return finished;
   finished.h = std::move(*s.h).finish(ctx);
-  if (s.input) finished.cross_input = std::move(*s.input).finish();
+  if (s.input) finished.cross_input = std::move(*s.input).finish(ctx);
   if (s.output) {
-    finished.cross_output = std::move(*s.output).finish();
+    finished.cross_output = std::move(*s.output).finish(ctx);
     finished.missing_energy = s.missing_energy / static_cast<double>(s.tokens);
     finished.output_energy = s.output_energy / static_cast<double>(s.tokens);
   }

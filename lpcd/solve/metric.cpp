@@ -78,4 +78,11 @@ double output_error(const RunContext& ctx, ConstView a, ConstView b, ConstView h
   return 0.5 * std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
+Mat decode(const RunContext& ctx, const format::QuantizedMatrix& q) {
+  Mat out = Mat::uninitialized(q.rows, q.cols);
+  linalg::for_rows(ctx, q.rows,
+                   [&](int64_t r0, int64_t n) { q.decode_rows(r0, out.view().rows_range(r0, n)); });
+  return out;
+}
+
 }  // namespace lpcd::solve

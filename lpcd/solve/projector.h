@@ -96,4 +96,7 @@ void refine(const RunContext& ctx, ConstView weight, const Metric& metric, int s
 /// Shapes    a, b [N, K].
 [[nodiscard]] double output_error(const RunContext& ctx, ConstView a, ConstView b, ConstView h);
 
+/// q.decode() on all threads.
+[[nodiscard]] Mat decode(const RunContext& ctx, const format::QuantizedMatrix& q);
+
 }  // namespace lpcd::solve
