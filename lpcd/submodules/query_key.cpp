@@ -208,7 +208,8 @@ class QueryKey final : public Coupled {
   //   q_t   sum over s of p_ts (k_s - mean k) (k_s - mean k)^T
   //   k_s   sum over t of p_ts (1 - p_ts) q_t q_t^T
   // Sums over tokens, of the matrices (for one token in `stride`): output, head by head; of a a^T
-  // times their traces: input. Norms of the heads are left out. now.a is used up.
+  // times their traces: input. Of a norm of the heads only the length it divides by is seen, not
+  // that it takes no change along the head. now.a is used up.
   void add_factors(const RunContext& ctx, Role role, const Pair& wanted, Pair& now,
                    Factors& sums) const {
     const int64_t d = config_.head_dim;
@@ -224,17 +225,19 @@ class QueryKey final : public Coupled {
       const int64_t first = task / kv_heads * length;
       const int64_t kv = task % kv_heads;
       const auto head_of = [&](const Mat& x, int64_t h) {
-        return x.view().rows_range(first, length).cols_range(h * d, d);
+        if (x.empty()) return ConstView();
+        return ConstView(x).rows_range(first, length).cols_range(h * d, d);
       };
       for (int64_t g = 0; g < group; ++g) {
         const int64_t h = kv * group + g;
         const std::span<float> energy{energies.row(task), static_cast<size_t>(length)};
         if (role == Role::kQ) {
-          add_seen_keys(head_of(wanted.q, h), head_of(wanted.k, kv), head_of(now.k, kv), energy,
+          add_seen_keys(head_of(wanted.q, h), head_of(wanted.k, kv), head_of(now.k, kv),
+                        squared_norm_factors(head_of(now.raw_q, h)), energy,
                         output.view().rows_range(g * d, d));
         } else {
-          add_seeing_queries(head_of(wanted.q, h), head_of(wanted.k, kv), head_of(now.q, h), energy,
-                             output);
+          add_seeing_queries(head_of(wanted.q, h), head_of(wanted.k, kv), head_of(now.q, h),
+                             squared_norm_factors(head_of(now.raw_k, kv)), energy, output);
         }
       }
       outputs[static_cast<size_t>(task)] = std::move(output);
@@ -254,6 +257,25 @@ class QueryKey final : public Coupled {
 
   [[nodiscard]] int64_t stride() const {
     return std::max<int64_t>(1, forward_.tiling().seq_len / 64);
+  }
+  // How many positions one of those in the sum stands for. The first, on which much of attention
+  // rests, stands for itself.
+  [[nodiscard]] float share_of(int64_t position) const {
+    if (position == 0) return 1.0F;
+    const int64_t others = forward_.tiling().seq_len - 1;
+    return static_cast<float>(others) / static_cast<float>(others / stride());
+  }
+
+  // Of every position of a head: 1 / the mean square that its norm divides by. Without a norm: 1.
+  [[nodiscard]] std::vector<float> squared_norm_factors(ConstView raw) const {
+    std::vector<float> factors(static_cast<size_t>(forward_.tiling().seq_len), 1.0F);
+    for (int64_t t = 0; t < raw.rows(); ++t) {
+      float sum = 0;
+      for (int64_t i = 0; i < raw.cols(); ++i) sum += raw(t, i) * raw(t, i);
+      factors[static_cast<size_t>(t)] =
+          1.0F / (sum / static_cast<float>(raw.cols()) + config_.rms_eps);
+    }
+    return factors;
   }
 
   // sum += R^T N R with R the rotation of `position`.
@@ -281,11 +303,10 @@ class QueryKey final : public Coupled {
     }
   }
 
-  void add_seen_keys(ConstView q_f, ConstView k_f, ConstView k, std::span<float> energy,
-                     FloatView output) const {
+  void add_seen_keys(ConstView q_f, ConstView k_f, ConstView k, std::span<const float> factors,
+                     std::span<float> energy, FloatView output) const {
     const int64_t d = config_.head_dim;
     const int64_t length = q_f.rows();
-    const auto scale = static_cast<float>(stride());
     std::vector<float> squares(static_cast<size_t>(length));
     for (int64_t s = 0; s < length; ++s) {
       for (int64_t i = 0; i < d; ++i) squares[static_cast<size_t>(s)] += k(s, i) * k(s, i);
@@ -304,8 +325,10 @@ class QueryKey final : public Coupled {
         float sum = 0;
         for (int64_t s = 0; s <= t; ++s) sum += p(r, s) * squares[static_cast<size_t>(s)];
         for (int64_t i = 0; i < d; ++i) sum -= means(r, i) * means(r, i);
-        energy[static_cast<size_t>(t)] += std::max(sum, 0.0F);
+        const float factor = factors[static_cast<size_t>(t)];
+        energy[static_cast<size_t>(t)] += factor * std::max(sum, 0.0F);
         if (t % stride() != 0) continue;
+        const float scale = factor * share_of(t);
         for (int64_t s = 0; s <= t; ++s) {
           const float root = std::sqrt(p(r, s) * scale);
           for (int64_t i = 0; i < d; ++i) centred(s, i) = root * (k(s, i) - means(r, i));
@@ -317,8 +340,8 @@ class QueryKey final : public Coupled {
     }
   }
 
-  void add_seeing_queries(ConstView q_f, ConstView k_f, ConstView q, std::span<float> energy,
-                          FloatView output) const {
+  void add_seeing_queries(ConstView q_f, ConstView k_f, ConstView q, std::span<const float> factors,
+                          std::span<float> energy, FloatView output) const {
     const int64_t d = config_.head_dim;
     const int64_t length = q_f.rows();
     std::vector<float> squares(static_cast<size_t>(length));
@@ -334,13 +357,15 @@ class QueryKey final : public Coupled {
       const FloatView p = nn::causal_attention_weights(q_f, k_f, t0, rows, buffer);
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t s = 0; s <= t0 + r; ++s) {
-          p(r, s) *= std::max(0.0F, 1.0F - p(r, s));  // its root is taken below
+          // Its root is taken below.
+          p(r, s) *= std::max(0.0F, 1.0F - p(r, s)) * factors[static_cast<size_t>(s)];
           energy[static_cast<size_t>(s)] += p(r, s) * squares[static_cast<size_t>(t0 + r)];
         }
       }
       for (int64_t s = 0; s < p.cols(); s += stride()) {
+        const float share = share_of(s);
         for (int64_t r = 0; r < rows; ++r) {
-          const float root = std::sqrt(p(r, s) * static_cast<float>(stride()));
+          const float root = std::sqrt(p(r, s) * share);
           for (int64_t i = 0; i < d; ++i) scaled(r, i) = root * q(t0 + r, i);
         }
         const FloatView seeing = scaled.view().rows_range(0, rows);
