@@ -85,18 +85,21 @@ std::string export_run(const RunContext& ctx, const pipeline::Journal& journal,
   const Json run = journal.read_run();
   const JsonFields fields(run, options.source + "/.lpcd/run.json");
   const std::string path = options.model.empty() ? fields.string_at("model") : options.model;
-  if (!fields.bool_or("finished", false)) {
+  // With all blocks there, the outputs may be missing: a run that could not write them is rescued
+  // like this.
+  const int64_t committed = journal.committed_blocks();
+  if (!fields.bool_or("finished", false) && committed < fields.int_at("blocks", 1)) {
     raise(ErrorCode::kBadModel,
           "{}: the run is not finished; go on with lpcd quantize {} --out {} --resume and the "
           "options it was started with (lpcd inspect {} lists them)",
           options.source, shell_word(path), shell_word(options.source), shell_word(options.source));
   }
   const arch::Model model = open_original(path, options);
-  if (journal.committed_blocks() < model.config().blocks) {
+  if (committed < model.config().blocks) {
     raise(ErrorCode::kBadModel,
           "{}: block {} is not there any more; lpcd quantize {} --out {} --resume with the options "
           "of the run makes it again",
-          options.source, journal.committed_blocks(), shell_word(path), shell_word(options.source));
+          options.source, committed, shell_word(path), shell_word(options.source));
   }
   const JsonFields fingerprint(fields.object_at("fingerprint"), fields.where());
   if (fingerprint.string_at("model") != model.identity()) {

@@ -142,6 +142,14 @@ std::vector<std::unique_ptr<format::OutputFormat>> resolve_formats(QuantizeOptio
 void check_formats(const arch::Model& model, const pipeline::Plan& plan,
                    const std::vector<std::unique_ptr<format::OutputFormat>>& formats) {
   for (const auto& format : formats) {
+    // Known now, and otherwise found by encode() when all the work is done.
+    if (plan.solver.reference && format->container() == format::Container::kGguf &&
+        !format->dense_type()) {
+      raise(ErrorCode::kBadOption,
+            "--format {}: --preset onecomp rounds weights to f16, which blocks cannot hold; use "
+            "gguf:f16, or leave out the preset",
+            format->text());
+    }
     for (const pipeline::LayerPlan& layer : plan.layers[0]) {
       const auto shape = model.config().shape(layer.role);
       format->check(layer.name, shape[0], shape[1], layer.grid);

@@ -34,7 +34,7 @@ class QuantizeJob {
         journal_(options_.out) {
     normalize();
     ctx_.split_products = options_.matmul_precision == MatmulPrecision::kHigh;
-    plan_ = pipeline::make_plan(model_, options_, pipeline::available_memory());
+    plan_ = pipeline::make_plan(model_, options_, pipeline::available_memory(), goes_on_with_ids());
     const bool tokenizes = plan_.needs_calibration && !options_.calib.ends_with(".safetensors");
     const bool directory = std::ranges::any_of(formats_, [](const auto& format) {
       return format->container() == format::Container::kSafetensors;
@@ -43,6 +43,7 @@ class QuantizeJob {
                            : api::tokenizer_to_copy(ctx_, model_, directory);
     api::check_formats(model_, plan_, formats_);
     api::check_consumer(options_.consumer, model_, plan_, formats_);
+    for (const auto& format : formats_) plan_.disk_bytes += output_bytes(*format);
     for (const auto& format : formats_) {
       if (api::warn_of_gguf(ctx_, model_, *format)) break;  // the same for all
     }
@@ -93,7 +94,13 @@ class QuantizeJob {
     }
     pipeline::run_plan(ctx_, model_, plan_, data, journal_);
     quantized_ = seconds_since(start_);
-    write_outputs(result);
+    try {
+      write_outputs(result);
+    } catch (const Error& e) {
+      if (e.code() != ErrorCode::kWriteFailed) throw;
+      raise(e.code(), "{}; all blocks are kept, and lpcd export {} writes them elsewhere",
+            e.message(), shell_word(options_.out));
+    }
     result.record_json = dump_json(make_record(data, result.outputs), 1) + "\n";
     io::write_file(record_path(), result.record_json);
     finish_journal(result.outputs);
@@ -150,12 +157,11 @@ class QuantizeJob {
   }
 
   void check_disk(const std::string& directory) const {
-    const uint64_t needed = plan_.disk_bytes + output_bytes();
     const uint64_t available = io::free_disk_bytes(directory);
-    if (available < needed) {
+    if (available < plan_.disk_bytes) {
       raise(ErrorCode::kOutOfDisk,
             "{}: {} free, the run needs {}; free space or give another --out", options_.out,
-            format_bytes(available), format_bytes(needed));
+            format_bytes(available), format_bytes(plan_.disk_bytes));
     }
   }
 
@@ -230,12 +236,6 @@ class QuantizeJob {
     journal_.clear();  // of a run that died before it began
     check_disk(options_.out);
     return false;
-  }
-
-  [[nodiscard]] uint64_t output_bytes() const {
-    uint64_t sum = 0;
-    for (const auto& format : formats_) sum += output_bytes(*format);
-    return sum;
   }
 
   [[nodiscard]] uint64_t output_bytes(const format::OutputFormat& format) const {

@@ -364,7 +364,7 @@ void plan_flops(const arch::ModelConfig& c, const arch::BlockForward& forward, P
       // What the half block makes of its input, for the weights of tokens; on the residual path
       // counted with the moments already.
       const double projection = forward.projection_flops(Role::kDown);
-      if (plan.layer(0, Role::kDown).cross.output != CrossMoments::Output::kResidual) {
+      if (!plan.layer(0, Role::kDown).residual()) {
         block["forward quantized"] += tokens * projection;
       }
       if (plan.relaxes(submodules::Half::kFfn)) {
@@ -410,10 +410,10 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
     const uint64_t squares = plan.options.act_order ? 4 : 3;
     fixed.emplace_back("moments and factors",
                        squares * f32(widest, widest) + f32(c.hidden, widest) + held_out);
-    // While the widest layer is projected: what is missing at its inputs, the best candidate so far
-    // with its target, and the codes of the layers before it, a byte each.
+    // While the widest layer is projected: what is missing at its output on both parts, the best
+    // candidate so far with its target, and the codes of the layers before it, a byte each.
     fixed.emplace_back("candidates and codes",
-                       3 * f32(c.hidden, widest) + static_cast<uint64_t>(c.linear_parameters()));
+                       4 * f32(c.hidden, widest) + static_cast<uint64_t>(c.linear_parameters()));
     // Rows in work, three times, and what a BLAS packs into; that of a few threads is in the
     // program's.
     constexpr uint64_t kBlasBytes = 16ULL << 20;
@@ -541,10 +541,11 @@ namespace {
 // Sequences are held out only where there is something to choose.
 void plan_held_out(Plan& plan) {
   const bool chooses = plan.dampings.size() > 1 || !plan.coupled.empty() ||
-                       !plan.solver.qep_strength || !plan.solver.lpcd_strength;
+                       !plan.solver.qep_strength || !plan.solver.lpcd_strength ||
+                       std::ranges::any_of(plan.layers[0], &LayerPlan::residual);
   const double share = plan.options.holdout;
   if (!plan.needs_calibration || plan.solver.reference || !chooses || share <= 0) {
-    plan.dampings.resize(1);
+    plan.dampings = {plan.dampings[(plan.dampings.size() - 1) / 2]};
     return;
   }
   if (plan.sequences < 2) {
@@ -582,9 +583,40 @@ void plan_sample(const arch::ModelConfig& c, Plan& plan) {
   plan.sample_sequences = std::min(solved, std::max(share, least));
 }
 
+// What the journal takes, at most.
+void plan_journal(const arch::ModelConfig& c, Plan& plan) {
+  // Of a block, with the header of the file beside it; half of that is usual.
+  constexpr uint64_t kRecordBytes = 32U << 10;
+  constexpr uint64_t kScaleBytes = 2 + 1;  // with its zero
+  // Of a token: its id, and as text in sample.json, where new text stands beside old.
+  constexpr uint64_t kIdBytes = 4 + 2 * 8;
+  for (const auto& block : plan.layers) {
+    plan.disk_bytes += kRecordBytes;
+    for (const LayerPlan& layer : block) {
+      const auto shape = c.shape(layer.role);
+      const auto weights = static_cast<uint64_t>(shape[0] * shape[1]);
+      if (layer.grid.block) {
+        const DTypeInfo& type = dtype_info(*layer.grid.block);
+        plan.disk_bytes += weights / static_cast<uint64_t>(type.block_elems) *
+                           static_cast<uint64_t>(type.block_bytes);
+      } else {
+        plan.disk_bytes +=
+            (weights * static_cast<uint64_t>(layer.grid.bits) + 7) / 8 +
+            kScaleBytes * static_cast<uint64_t>(shape[0] * layer.grid.groups(shape[1]));
+      }
+    }
+  }
+  if (!plan.needs_calibration) return;
+  // Saved streams stand beside those saved before them.
+  const uint64_t streams = (plan.original_stream ? 1 : 0) + (plan.quantized_stream ? 1 : 0);
+  const uint64_t row = 2 * streams * sizeof(float) * static_cast<uint64_t>(c.hidden);
+  plan.disk_bytes += static_cast<uint64_t>(plan.tokens()) * (kIdBytes + row);
+}
+
 }  // namespace
 
-Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_t machine_memory) {
+Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_t machine_memory,
+               bool has_calibration) {
   check_options(options);
   const arch::ModelConfig& c = model.config();
   Plan plan;
@@ -622,11 +654,9 @@ Plan make_plan(const arch::Model& model, const QuantizeOptions& options, uint64_
 
   const arch::BlockForward forward(c, options.seq_len);
   plan_memory(c, forward.tiling(), plan);
-  plan_sampling(c, plan);
+  if (!has_calibration) plan_sampling(c, plan);
   plan_flops(c, forward, plan);
-  const uint64_t state =
-      plan.needs_calibration ? 2 * 2 * 4 * static_cast<uint64_t>(plan.tokens() * c.hidden) : 0;
-  plan.disk_bytes += 2 * plan.quantized_bytes + state;
+  plan_journal(c, plan);
   return plan;
 }
 

@@ -30,6 +30,11 @@ struct LayerPlan {
   format::GridSpec grid;
   const submodules::Submodule* submodule = nullptr;
   submodules::CrossMoments cross;
+
+  /// Solved as the end of a residual path.
+  [[nodiscard]] bool residual() const {
+    return cross.output == submodules::CrossMoments::Output::kResidual;
+  }
 };
 
 /// What a run will do, worked out from options and model before anything is computed.
@@ -67,8 +72,9 @@ struct Plan {
   std::vector<std::string> notes;  ///< what is done in another way than asked for, and why
 
   uint64_t quantized_bytes = 0;  ///< of the codes, scales and zeros of all layers
-  uint64_t disk_bytes =
-      0;  ///< at most in the output directory while the run lasts, outputs included
+  /// At most in the output directory while the run lasts: journal and activations. Whoever knows
+  /// the formats adds the outputs.
+  uint64_t disk_bytes = 0;
 
   [[nodiscard]] int64_t tokens() const { return sequences * seq_len; }
   [[nodiscard]] int64_t tokens(submodules::Part part) const {
@@ -102,12 +108,13 @@ struct Plan {
 };
 
 /// Checks the options against each other and the model, resolves grids and submodules, and adds up
-/// arithmetic, memory and disk.
+/// arithmetic, memory and disk. With `has_calibration` the token ids are those of an earlier run:
+/// the model writes no text.
 ///
 /// Errors    kBadOption for options that contradict each other; kMemoryBudget when even with
 ///           activations on disk the limit is too low (the message says how much is needed).
 [[nodiscard]] Plan make_plan(const arch::Model& model, const QuantizeOptions& options,
-                             uint64_t machine_memory);
+                             uint64_t machine_memory, bool has_calibration = false);
 
 /// FLOPs of correcting and projecting one layer with one damping.
 [[nodiscard]] double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "lpcd/base/clock.h"
 #include "lpcd/base/raise.h"
@@ -64,10 +65,26 @@ class Runner {
     if (plan_.needs_calibration && block_ + 1 < plan_.blocks &&
         work_since_save_ > kWorkPerSave * save_seconds_) {
       const auto start = Clock::now();
-      journal_.save_state(block_ + 1, streams_);
+      save_streams();
       save_seconds_ = seconds_since(start);
       work_since_save_ = 0;
     }
+  }
+
+  // They only save time later: a run whose block is committed does not end for want of them.
+  void save_streams() {
+    std::string problem;
+    try {
+      journal_.save_state(block_ + 1, streams_);
+    } catch (const Error& e) {
+      if (e.code() != ErrorCode::kWriteFailed) throw;
+      problem = e.message();
+    }
+    if (!problem.empty() && problem != save_problem_) {
+      ctx_.warn(fmt::format(
+          "{}; going on, but a --resume would run blocks that are finished once more", problem));
+    }
+    save_problem_ = problem;
   }
 
   void advanced(std::string_view item, double flops) {
@@ -153,6 +170,7 @@ class Runner {
   double flops_done_ = 0;
   double work_since_save_ = 0;
   double save_seconds_ = 0;
+  std::string save_problem_;  // why the last save failed, or nothing
 };
 
 }  // namespace

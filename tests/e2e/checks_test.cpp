@@ -56,6 +56,12 @@ TEST_F(ChecksTest, ContradictingOptionsAreRefusedBeforeAnyWork) {
   refused([](auto& o) { o.formats = {"q4_k_m"}; }, "did you mean \"gguf:q4_k_m\"");
   refused(
       [](auto& o) {
+        apply_preset(Preset::kOnecomp, o);
+        o.formats = {"dense:fp16", "gguf:exact"};
+      },
+      "--preset onecomp rounds weights to f16");
+  refused(
+      [](auto& o) {
         o.mse = true;
         o.given = {"scale-search"};
       },
@@ -127,6 +133,48 @@ TEST_F(ChecksTest, ActOrderIsPlannedWithItsMatrix) {
   o.act_order = true;
   const uint64_t ordered = pipeline::make_plan(model, o, 1ULL << 40).peak_memory;
   EXPECT_EQ(ordered, natural + 4 * 1024 * 1024);
+}
+
+// Codes once, though zeros take a byte in the journal, and every output once.
+TEST_F(ChecksTest, DiskIsPlannedAsItIsUsed) {
+  QuantizeOptions o = options("out");
+  o.method = Method::kRtn;  // no streams
+  o.qep = false;
+  o.lpcd = {"none"};
+  o.bits = 2;
+  o.group_size = 16;
+  o.symmetric = false;
+  const auto planned = [&](std::vector<std::string> formats) {
+    QuantizeOptions dry = o;
+    dry.dry_run = true;
+    dry.formats = std::move(formats);
+    const Json plan = parse_json(quantize(dry, ctx_).plan_json, "plan");
+    uint64_t disk = plan["disk_bytes"];
+    for (const Json& output : plan["outputs"]) disk -= output["bytes"].get<uint64_t>();
+    return disk;
+  };
+  quantize(o, ctx_);
+  uint64_t written = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(o.out + "/.lpcd")) {
+    if (entry.is_regular_file()) written += entry.file_size();
+  }
+  const uint64_t journal = planned({});
+  EXPECT_GE(journal, written);
+  EXPECT_LT(journal, written + 2 * 32 * 1024);  // what is allowed for the records
+  EXPECT_EQ(planned({"dense:fp32"}), journal);
+  EXPECT_EQ(planned({"dense:fp32", "dense:fp16"}), journal);
+
+  o = options("gptq");
+  const arch::Model model = bundle::open_model(model_);
+  pipeline::Plan plan = pipeline::make_plan(model, o, 1ULL << 40);
+  const uint64_t in_memory = plan.disk_bytes;
+  EXPECT_GT(in_memory, 4ULL * 4 * 24 * 48 * 64);  // two streams, twice
+  o.max_memory = std::to_string(plan.peak_memory - 1);
+  plan = pipeline::make_plan(model, o, 1ULL << 40);
+  o.max_memory = std::to_string(plan.peak_memory - 1);
+  plan = pipeline::make_plan(model, o, 1ULL << 40);
+  ASSERT_TRUE(plan.activations_on_disk);
+  EXPECT_GT(plan.disk_bytes, in_memory + 4ULL * 24 * 48 * 3 * 64);
 }
 
 TEST_F(ChecksTest, DryRunWarnsOfAnOutputThatTheRunWouldRefuse) {
@@ -233,6 +281,7 @@ TEST_F(ChecksTest, PlanCountsTheTextThatTheModelWrites) {
   o.seq_len = 512;
   o.max_memory = "200M";
   expect_error([&] { (void)planned(); }, ErrorCode::kMemoryBudget, "too little for --calib self");
+  EXPECT_FALSE(pipeline::make_plan(model, o, uint64_t{1} << 30, true).sampling);  // it is there
   o.calib = "text.txt";
   EXPECT_NO_THROW((void)planned());
 }
@@ -358,6 +407,62 @@ TEST_F(ChecksTest, LimitsOfTheConsumerAreCheckedBeforeAnyWork) {
   o.consumer = "vllm";
   o.dry_run = true;
   EXPECT_FALSE(quantize(o, ctx_).plan.empty());
+}
+
+// Rope scaling that transformers leaves out and llama.cpp refuses; a model without a tokenizer.
+TEST_F(ChecksTest, LimitsOfTheConsumerAreCheckedAgainstTheModelToo) {
+  const auto with_scaling = [&](const std::string& name, const Json& scaling) {
+    const std::string path = dir_ / name;
+    TinyModel{.architecture = name}.write(path);
+    Json config = parse_json(testing::file_bytes(path + "/config.json"), "config.json");
+    config["rope_scaling"] = scaling;
+    io::write_file(path + "/config.json", dump_json(config));
+    return path;
+  };
+  const auto run = [&](const std::string& model, const char* consumer, const char* format) {
+    QuantizeOptions o = options("x");
+    o.model = model;
+    o.method = Method::kRtn;
+    o.qep = false;
+    o.lpcd = {"none"};
+    o.formats = {format};
+    o.consumer = consumer;
+    o.dry_run = true;
+    EXPECT_FALSE(quantize(o, ctx_).plan.empty());
+  };
+  const Json linear = {{"rope_type", "linear"}, {"factor", 2.0}};
+  const Json llama3 = {{"rope_type", "llama3"},
+                       {"factor", 8.0},
+                       {"low_freq_factor", 1.0},
+                       {"high_freq_factor", 4.0},
+                       {"original_max_position_embeddings", 256}};
+  for (const Json& scaling : {linear, llama3}) {
+    const std::string llama = with_scaling("llama", scaling);
+    for (const char* format : {"gguf:q4_0", "gguf:f16"}) {
+      expect_error([&] { run(llama, "transformers", format); }, ErrorCode::kBadOption,
+                   "leaves the model's rope scaling out");
+      run(llama, "llama.cpp", format);
+    }
+    run(llama, "transformers", "ct:4,g32");
+  }
+  run(model_, "transformers", "gguf:q4_0");
+
+  for (const std::string name : {"qwen2", "qwen3"}) {
+    run(with_scaling(name, linear), "", "gguf:q4_0");
+    const std::string qwen = with_scaling(name, llama3);
+    run(qwen, "", "ct:4,g32");
+    expect_error([&] { run(qwen, "", "gguf:q4_0"); }, ErrorCode::kUnsupportedModel,
+                 "llama3 rope scaling of a " + name + " model cannot be written to GGUF");
+    expect_error(
+        [&] { export_model({.source = qwen, .format = "gguf:f16", .out = dir_ / "f16"}, ctx_); },
+        ErrorCode::kUnsupportedModel, "cannot be written to GGUF");
+    EXPECT_FALSE(io::exists(dir_ / "f16/" + name + "-F16.gguf"));
+  }
+
+  std::filesystem::remove(model_ + "/tokenizer.json");
+  run(model_, "", "gguf:q4_0");
+  expect_error([&] { run(model_, "llama.cpp", "gguf:q4_0"); }, ErrorCode::kBadOption,
+               "llama.cpp loads no model without a tokenizer");
 }
 
 TEST_F(ChecksTest, ModelAndTokenizerMustBelongTogether) {

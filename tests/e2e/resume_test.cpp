@@ -151,6 +151,25 @@ TEST_F(ResumeTest, RefusesToResumeInAnotherFormat) {
   EXPECT_EQ(weights("out"), before);
 }
 
+// Resuming fails as long as the output cannot be written there; the work is not lost.
+TEST_F(ResumeTest, ARunWhoseOutputCannotBeWrittenIsExportedElsewhere) {
+  quantize(options("whole"), ctx_);
+  QuantizeOptions o = options("out");
+  stop_half_way(o);
+  o.resume = true;
+  const auto exported = [&] {
+    return export_model({.source = o.out, .format = "gptq:3,g32", .out = dir_ / "elsewhere"}, ctx_);
+  };
+  expect_error(exported, ErrorCode::kBadModel, "the run is not finished");
+  io::make_directories(o.out + "/model.safetensors/in the way");
+  expect_error([&] { quantize(o, ctx_); }, ErrorCode::kWriteFailed, "all blocks are kept");
+  exported();
+  EXPECT_EQ(weights("elsewhere"), weights("whole"));
+  std::filesystem::remove_all(o.out + "/model.safetensors");
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("out"), weights("whole"));
+}
+
 // A folder that was copied is looked at itself, not where its record says that it was made.
 TEST_F(ResumeTest, AFinishedRunIsJudgedWhereItIs) {
   QuantizeOptions o = options("first");
@@ -195,6 +214,25 @@ TEST_F(ResumeTest, DoesNotDependOnTheMemoryLimit) {
   o.max_memory = tight;
   quantize(o, ctx_);
   EXPECT_EQ(weights("moved"), weights("roomy"));
+}
+
+// The streams only save time later.
+TEST_F(ResumeTest, StreamsThatCannotBeSavedDoNotEndTheRun) {
+  TinyModel{.blocks = 4}.write(model_);
+  quantize(options("whole"), ctx_);
+  const QuantizeOptions o = options("out");
+  std::vector<std::string> warnings;
+  ctx_.log = [&](LogLevel level, std::string_view text) {
+    if (level == LogLevel::kWarning) warnings.emplace_back(text);
+  };
+  ctx_.progress = [&](const Progress& p) {
+    if (p.stage == "quantize") io::make_directories(o.out + "/.lpcd/state.bin/in the way");
+  };
+  quantize(o, ctx_);
+  EXPECT_EQ(weights("out"), weights("whole"));
+  ASSERT_EQ(warnings.size(), 1U);  // however many saves failed alike
+  EXPECT_NE(warnings[0].find("state.bin: cannot"), std::string::npos) << warnings[0];
+  EXPECT_NE(warnings[0].find("going on"), std::string::npos) << warnings[0];
 }
 
 // As the message about a damaged block advises. Blocks behind it are not made again.
@@ -280,6 +318,16 @@ TEST_F(ResumeTest, TextThatTheModelWritesIsGoneOnWith) {
   quantize(o, ctx_);
   EXPECT_LT(first, 0.1);
   EXPECT_NE(weights("other"), weights("whole"));
+}
+
+TEST_F(ResumeTest, TextThatIsWrittenIsPlannedNoMore) {
+  QuantizeOptions o = options("out");
+  o.calib = "self";
+  stop_half_way(o);
+  o.dry_run = true;
+  EXPECT_NE(quantize(o, ctx_).plan_json.find("\"sampling\""), std::string::npos);
+  o.resume = true;
+  EXPECT_EQ(quantize(o, ctx_).plan_json.find("\"sampling\""), std::string::npos);
 }
 
 TEST_F(ResumeTest, RemovesWhatKilledProcessesLeft) {
