@@ -1,6 +1,7 @@
 #include "lpcd/pipeline/block_runner.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -178,17 +179,19 @@ SiteMoments BlockRunner::start_moments(Site site) const {
   return {shape[0], shape[1], cross};
 }
 
-void BlockRunner::write_target(int64_t r0, ConstView y_f) {
+void BlockRunner::write_target(Part part, int64_t r0, ConstView y_f) {
   streams_->target.write(r0, y_f);
-  // Row by row: the sum must not depend on the chunks.
   if (r0 == 0) target_energy_ = 0;
+  if (part != Part::kSolve) return;
+  // Row by row: the sum must not depend on the chunks.
   for (int64_t t = 0; t < y_f.rows(); ++t) {
     target_energy_ += nn::squared_norm(y_f.rows_range(t, 1));
   }
 }
 
 double BlockRunner::face_value_weight() const {
-  const double mean = target_energy_ / static_cast<double>(plan_.tokens() * config_.hidden);
+  const double mean =
+      target_energy_ / static_cast<double>(plan_.tokens(Part::kSolve) * config_.hidden);
   return mean > 0 ? plan_.options.massive_weight / mean : 0;
 }
 
@@ -242,7 +245,7 @@ void BlockRunner::attention_input() {
         forward_.attention(ctx_, original_, a_f, z_f);
         copy(x_f, y_f);
         forward_.add_projection(ctx_, z_f, original_[Role::kO], y_f);
-        write_target(r0, y_f);
+        write_target(part, r0, y_f);
         return static_cast<double>(n) *
                (forward_.attention_flops() + forward_.projection_flops(Role::kO));
       });
@@ -334,7 +337,7 @@ void BlockRunner::ffn_input() {
         forward_.ffn_activation(ctx_, original_, m_f, u_f);
         copy(x_f, y_f);
         forward_.add_projection(ctx_, u_f, original_[Role::kDown], y_f);
-        write_target(r0, y_f);
+        write_target(part, r0, y_f);
         return static_cast<double>(n) *
                (forward_.ffn_activation_flops() + forward_.projection_flops(Role::kDown));
       });
@@ -518,7 +521,7 @@ void BlockRunner::solve_site(Site site, SiteMoments moments) {
       }
       Solution solution =
           with_context(layer.name, [&] { return solve_layer(layer, problem, h, record); });
-      quantized_[role] = solution.quantized.decode();
+      quantized_[role] = solve::decode(ctx_, solution.quantized);
       layers_.insert_or_assign(role, std::move(solution.quantized));
       targets_.insert_or_assign(role, std::move(solution.target));
       dampings_[role] = solution.damping;
@@ -539,11 +542,20 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
   Solution best;
   double best_error = std::numeric_limits<double>::infinity();
   const bool judged = problem.has_held_out();
-  const Mat missing = judged ? submodules::missing_output(ctx_, problem, problem.held_out) : Mat();
+  std::array<Mat, 2> products;
+  ConstView missing;
+  ConstView held_out_missing;
+  if (!plan_.solver.reference) {
+    missing = submodules::missing_output(ctx_, problem, problem.solve, products[0]);
+  }
+  if (judged) {
+    held_out_missing = submodules::missing_output(ctx_, problem, problem.held_out, products[1]);
+  }
   const auto put = [&](ConstView target, const solve::Metric& metric) {
     return project(layer, target, metric);
   };
-  const auto attempt = [&](double damping) {
+  const std::optional<double> given = layer.submodule->strength(plan_.solver);
+  const auto attempt = [&](double damping, std::optional<double> share) {
     ctx_.throw_if_cancelled();
     working(fmt::format("{}, damping {}", arch::role_name(layer.role), damping));
     solve::Metric metric = metric_of(std::move(h), damping);
@@ -555,14 +567,15 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
       strength = record.strength;
     } else {
       submodules::Target target =
-          submodules::correct(ctx_, problem, metric, layer.submodule->strength(plan_.solver));
+          submodules::correct(ctx_, problem, metric, share, missing, held_out_missing);
       trial.target = std::move(target.weight);
       strength = target.strength;
       trial.quantized = put(trial.target, metric);
     }
-    const double error = judged ? submodules::layer_error(ctx_, problem, problem.held_out, missing,
-                                                          trial.quantized.decode())
-                                : 0;
+    const double error =
+        judged ? submodules::layer_error(ctx_, problem, problem.held_out, held_out_missing,
+                                         solve::decode(ctx_, trial.quantized))
+               : 0;
     if (judged) {
       record.candidates.push_back({.target = "layer",
                                    .metric = "inputs",
@@ -590,15 +603,21 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
   const auto climb = [&](int64_t step, double error) {
     bool gained = false;
     for (int64_t i = middle + step; i >= 0 && i < count; i += step) {
-      const double next = attempt(plan_.dampings[static_cast<size_t>(i)]);
+      const double next = attempt(plan_.dampings[static_cast<size_t>(i)], given);
       if (!(next < error)) break;
       error = next;
       gained = true;
     }
     return gained;
   };
-  const double first = attempt(plan_.dampings[static_cast<size_t>(middle)]);
+  const double first = attempt(plan_.dampings[static_cast<size_t>(middle)], given);
   if (!climb(1, first)) (void)climb(-1, first);
+  // A submodule must beat the layer on its own, on the grid as well. Where it beats the layer's
+  // unrounded weights (whose error is what is missing at the output) it is not put to the test.
+  const bool beyond_doubt = best_error < problem.held_out.missing_energy;
+  if (judged && layer.residual() && record.strength > 0 && !beyond_doubt) {
+    (void)attempt(best.damping, 0.0);
+  }
   // Relative to what the original gives, where that is known.
   const submodules::LayerMoments& known = problem.solve;
   if (known.missing_energy >= 0 && known.output_energy > 0) {
@@ -611,7 +630,7 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
     };
     record.objective_before = relative(problem.weight);
     if (!best.target.empty()) record.objective_relaxed = relative(best.target);
-    record.objective_projected = relative(best.quantized.decode());
+    record.objective_projected = relative(solve::decode(ctx_, best.quantized));
   }
   return best;
 }
@@ -688,7 +707,8 @@ QuantizedLayers quantize_without_inputs(const RunContext& ctx, const Plan& plan,
     r.name = layer.name;
     r.submodule = layer.submodule->name();
     r.grid = layer.grid.text();
-    r.weight_error = squared_distance(ctx, q.decode(), w) / std::max(squared_norm(ctx, w), 1e-30);
+    r.weight_error =
+        squared_distance(ctx, solve::decode(ctx, q), w) / std::max(squared_norm(ctx, w), 1e-30);
     r.seconds = seconds_since(layer_start);
     layers.emplace(layer.role, std::move(q));
   }

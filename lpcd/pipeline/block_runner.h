@@ -72,7 +72,7 @@ class BlockRunner {
   void block_output();
 
   /// Writes what the original makes of the half block.
-  void write_target(int64_t r0, ConstView y_f);
+  void write_target(submodules::Part part, int64_t r0, ConstView y_f);
   /// Weight of every token's error beside the one relative to its size.
   [[nodiscard]] double face_value_weight() const;
   /// Hands the weights of the tokens of a chunk to the sums of a layer that ends on the residual
@@ -96,7 +96,12 @@ class BlockRunner {
   void descend_on(const submodules::CoupledInfo& info, const submodules::SequenceSource& source);
   void relax_layer(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                    const submodules::SequenceSource& source, const submodules::Energies& energies,
-                   arch::Role role, int cycle);
+                   arch::Role role, const format::QuantizedMatrix& layerwise, int cycle);
+  /// Rolls the layers of a submodule back where together they are worse than `layerwise`, which is
+  /// used up.
+  void judge_together(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
+                      const submodules::SequenceSource& source,
+                      const submodules::Energies& energies, QuantizedLayers& layerwise);
   void relax_as_reference(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                           const submodules::SequenceSource& source,
                           const submodules::Energies& energies, arch::Role role);
@@ -147,7 +152,7 @@ class BlockRunner {
   arch::BlockWeights quantized_;  // layers that are not solved yet are empty
   Streams* streams_ = nullptr;
   report::BlockRecord* record_ = nullptr;
-  double target_energy_ = 0;  // |y_f|^2 of the half block in work, all tokens
+  double target_energy_ = 0;  // |y_f|^2 of the half block in work, tokens that are solved on
   QuantizedLayers layers_;
   std::map<arch::Role, report::LayerRecord> records_;
   // Of layers that a coupled submodule will visit: the target of the layer-wise solution, its

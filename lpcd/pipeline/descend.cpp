@@ -46,9 +46,9 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
     for (const Role role : other->relaxed) set_real(role);
   }
 
-  std::map<Role, format::QuantizedMatrix> baseline;
+  QuantizedLayers layerwise;
   for (const Role role : info.relaxed) {
-    if (judged) baseline.emplace(role, layers_.at(role).clone());
+    if (judged) layerwise.emplace(role, layers_.at(role).clone());
   }
   for (int cycle = 0; cycle < plan_.options.alt_steps; ++cycle) {
     for (const Role role : info.relaxed) {
@@ -56,7 +56,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
         if (plan_.solver.reference) {
           relax_as_reference(info, *coupled, source, energies, role);
         } else {
-          relax_layer(info, *coupled, source, energies, role, cycle);
+          relax_layer(info, *coupled, source, energies, role, layerwise.at(role), cycle);
         }
       });
       decided.erase(role);
@@ -64,31 +64,49 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
               relax_flops(plan_, *coupled, role) / plan_.options.alt_steps);
     }
   }
-  // One by one each layer is at least as good as its baseline; together they may not be.
   if (judged && info.relaxed.size() > 1) {
-    const auto judge = [&] {
-      return submodules::relative_errors(ctx_, *coupled, source, judging_part(), energies,
-                                         quantized_);
-    };
-    const SquaredSum together = judge();
-    arch::BlockWeights before;
-    for (const Role role : info.relaxed) {
-      before[role] = std::move(quantized_[role]);
-      quantized_[role] = baseline.at(role).decode();
-    }
-    const SquaredSum apart = judge();
-    if (together.weighted != apart.weighted && !submodules::better(together, apart, apart)) {
-      for (const Role role : info.relaxed) {
-        layers_.insert_or_assign(role, std::move(baseline.at(role)));
-      }
-      record_->rolled_back.emplace_back(info.name);
-    } else {
-      for (const Role role : info.relaxed) quantized_[role] = std::move(before[role]);
-    }
+    judge_together(info, *coupled, source, energies, layerwise);
   }
   for (auto& [role, weight] : decided) quantized_[role] = std::move(weight);
   if (plan_.solver.reference) return;
   for (const Role role : info.relaxed) settle(role);
+}
+
+// One by one each layer is at least as good as its baseline; together they may not be.
+void BlockRunner::judge_together(const submodules::CoupledInfo& info,
+                                 const submodules::Coupled& coupled,
+                                 const submodules::SequenceSource& source,
+                                 const submodules::Energies& energies, QuantizedLayers& layerwise) {
+  const auto judge = [&] {
+    return submodules::relative_errors(ctx_, coupled, source, judging_part(), energies, quantized_);
+  };
+  const SquaredSum together = judge();
+  arch::BlockWeights chosen;
+  for (const Role role : info.relaxed) {
+    chosen[role] = std::move(quantized_[role]);
+    quantized_[role] = solve::decode(ctx_, layerwise.at(role));
+  }
+  const SquaredSum apart = judge();
+  const bool keep =
+      together.weighted == apart.weighted || submodules::better(together, apart, apart);
+  for (const Role role : info.relaxed) {
+    if (keep) {
+      quantized_[role] = std::move(chosen[role]);
+      continue;
+    }
+    layers_.insert_or_assign(role, std::move(layerwise.at(role)));
+    for (report::RelaxationRecord& relaxation : records_[role].relaxations) {
+      if (relaxation.submodule != info.name) continue;
+      relaxation.rolled_back = true;
+      for (report::Candidate& candidate : relaxation.candidates) candidate.chosen = false;
+    }
+  }
+  record_->joint.push_back({.submodule = std::string(info.name),
+                            .baseline = apart.weighted,
+                            .baseline_face_value = apart.face_value,
+                            .projected = together.weighted,
+                            .projected_face_value = together.face_value,
+                            .rolled_back = !keep});
 }
 
 // With nothing held out a submodule must at least not be worse on what it was solved on: a step
@@ -100,35 +118,42 @@ Part BlockRunner::judging_part() const {
 void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
                               const submodules::Coupled& coupled,
                               const submodules::SequenceSource& source,
-                              const submodules::Energies& energies, Role role, int cycle) {
+                              const submodules::Energies& energies, Role role,
+                              const format::QuantizedMatrix& layerwise, int cycle) {
   const LayerPlan& layer = plan_.layer(block_, role);
   report::RelaxationRecord record{.submodule = std::string(info.name), .cycle = cycle};
-  quantized_[role] = targets_.at(role).clone();
+  quantized_[role] = submodules::copied(ctx_, targets_.at(role));
   const double damping = dampings_.at(role);
-  submodules::Relaxed relaxed = submodules::relax(
-      ctx_, coupled, role, source, quantized_, energies,
-      {.adam = plan_.options.solver == Solver::kGd,
-       .adam_options = adam_options(),
-       .iterations = plan_.options.cg_iterations,
-       .ridge = damping_of(damping),
-       .factors = plan_.options.own_metric,
-       .strength = plan_.solver.lpcd_strength.value_or(submodules::kDefaultStrength)});
-  const double strength = plan_.solver.lpcd_strength.value_or(relaxed.strength);
+  submodules::Relaxed relaxed = submodules::relax(ctx_, coupled, role, source, quantized_, energies,
+                                                  {.adam = plan_.options.solver == Solver::kGd,
+                                                   .adam_options = adam_options(),
+                                                   .iterations = plan_.options.cg_iterations,
+                                                   .ridge = damping_of(damping),
+                                                   .factors = plan_.options.own_metric,
+                                                   .strength = plan_.solver.lpcd_strength});
+  const double strength = relaxed.strength;
   record.strength = strength;
   record.objective_before = relaxed.objective_before;
   record.objective_relaxed = relaxed.objective_relaxed;
   record.residual = relaxed.residual;
-  Mat target = targets_.at(role).clone();
-  for (int64_t i = 0; i < target.size(); ++i) {
-    target.data()[i] += static_cast<float>(strength) * relaxed.step.data()[i];
-  }
+  Mat target = submodules::copied(ctx_, targets_.at(role));
+  submodules::add_scaled(ctx_, strength, relaxed.step, target);
 
   const auto errors_of = [&](const format::QuantizedMatrix& q) {
-    quantized_[role] = q.decode();
+    quantized_[role] = solve::decode(ctx_, q);
     return submodules::relative_errors(ctx_, coupled, source, judging_part(), energies, quantized_);
   };
-  const SquaredSum baseline = errors_of(layers_.at(role));
+  const SquaredSum baseline = errors_of(layerwise);
   SquaredSum best = baseline;
+  if (cycle > 0) {
+    // Beside what has become of the other layers the layer-wise solution may be the better one now.
+    const SquaredSum kept = errors_of(layers_.at(role));
+    if (submodules::better(kept, baseline, baseline)) {
+      best = kept;
+    } else {
+      layers_.insert_or_assign(role, layerwise.clone());
+    }
+  }
   record.baseline = baseline.weighted;
   record.baseline_face_value = baseline.face_value;
   const auto consider = [&](ConstView wanted, double share, const solve::Metric& metric,
@@ -167,7 +192,7 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
     if (strength > 0) consider_own(target, strength, "submodule");
   }
   record.projected = best.weighted;
-  quantized_[role] = layers_.at(role).decode();
+  quantized_[role] = solve::decode(ctx_, layers_.at(role));
   targets_.insert_or_assign(role, std::move(target));
   records_[role].relaxations.push_back(std::move(record));
 }
@@ -203,7 +228,7 @@ void BlockRunner::relax_as_reference(const submodules::CoupledInfo& info,
   records_[role].damping = metric.factor.lambda;
   layers_.insert_or_assign(role, project(plan_.layer(block_, role), quantized_[role], metric));
   site_h_ = std::move(metric.h);
-  quantized_[role] = layers_.at(role).decode();
+  quantized_[role] = solve::decode(ctx_, layers_.at(role));
   record.projected = error();
   records_[role].relaxations.push_back(std::move(record));
   settle(role);  // the layers behind it see what the observer made of it

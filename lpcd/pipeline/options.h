@@ -329,7 +329,8 @@ struct QuantizeOptions {
        .section = correction,
        .help = "Share of the calibration sequences that enter no solve: strengths and dampings are "
                "chosen on them, and a submodule that does not lower its error there is undone. 0: "
-               "submodules are judged on what they were solved on.",
+               "submodules are judged on what they were solved on, and of the default dampings "
+               "the middle one is taken.",
        .min = 0,
        .max = 0.9});
     v(o.solver, {.name = "solver",
@@ -372,7 +373,9 @@ struct QuantizeOptions {
     v(o.alt_steps, {.name = "alt-steps",
                     .value = "N",
                     .section = correction,
-                    .help = "Cycles over the layers of a submodule.",
+                    .help = "Cycles over the layers that a submodule relaxes: q and k take turns; "
+                            "v, gate and up, alone before the layer that closes them, go on from "
+                            "where they were.",
                     .min = 1,
                     .max = 100});
 

@@ -30,6 +30,19 @@ Json to_json(const RelaxationRecord& r) {
                {"residual", r.residual},
                {"candidates", to_json(r.candidates)}};
   if (r.baseline_face_value >= 0) json["baseline_face_value"] = r.baseline_face_value;
+  if (r.rolled_back) json["rolled_back"] = true;
+  return json;
+}
+
+Json to_json(const JointRecord& r) {
+  Json json = {{"submodule", r.submodule},
+               {"baseline", r.baseline},
+               {"projected", r.projected},
+               {"rolled_back", r.rolled_back}};
+  if (r.baseline_face_value >= 0) {
+    json["baseline_face_value"] = r.baseline_face_value;
+    json["projected_face_value"] = r.projected_face_value;
+  }
   return json;
 }
 
@@ -60,7 +73,7 @@ std::string to_json_text(const BlockRecord& record) {
   if (record.held_out_token_error >= 0) {
     json["held_out_token_error"] = record.held_out_token_error;
   }
-  if (!record.rolled_back.empty()) json["rolled_back"] = record.rolled_back;
+  for (const JointRecord& joint : record.joint) json["joint"].push_back(to_json(joint));
   for (const LayerRecord& layer : record.layers) json["layers"].push_back(to_json(layer));
   for (const auto& [name, cost] : record.stages) {
     json["stages"][name] = {{"seconds", cost.seconds}, {"flops", cost.flops}};

@@ -30,7 +30,19 @@ struct RelaxationRecord {
   double baseline_face_value = -1;  ///< the same without weights of tokens
   double projected = -1;            ///< with the best candidate; the baseline is one
   double residual = 0;              ///< of the normal equations, relative to its start
+  bool rolled_back = false;         ///< undone with the submodule's other layers, see JointRecord
   std::vector<Candidate> candidates;
+};
+
+/// What all layers of a submodule came to together, each having been judged beside the others as
+/// they were then.
+struct JointRecord {
+  std::string submodule;
+  double baseline = -1;  ///< relative error of the submodule with the layer-wise solutions
+  double baseline_face_value = -1;
+  double projected = -1;  ///< with what was chosen for each layer
+  double projected_face_value = -1;
+  bool rolled_back = false;  ///< the layer-wise solutions were better
 };
 
 /// What happened to one layer.
@@ -70,8 +82,7 @@ struct BlockRecord {
   /// next norm sees; and the same on the held-out sequences.
   double token_error = -1;
   double held_out_token_error = -1;
-  /// Submodules whose layers ended together above the layer-wise baseline and were rolled back.
-  std::vector<std::string> rolled_back;
+  std::vector<JointRecord> joint;  ///< submodules that relaxed several layers
   std::map<std::string, StageCost> stages;
   double seconds = 0;
 };

@@ -210,12 +210,12 @@ double coupled_loss(const Mat& w, const format::QuantizedMatrix& q, const Mat& b
   return sum;
 }
 
-TEST(OutputFeedback, LowersTheLossOfCoupledOutputsAndDoesNotDependOnThreads) {
+void expect_less_loss_of_coupled_outputs(int64_t inputs, std::vector<ProjectOptions> grids) {
   const int64_t d = 40;  // does not divide into steps evenly
   const int64_t heads = 3;
-  const Mat h = correlated_moment(64, 41);
+  const Mat h = correlated_moment(inputs, 41);
   const Metric metric = metric_of(h);
-  const Mat w = random_mat(heads * d, 64, 42);
+  const Mat w = random_mat(heads * d, inputs, 42);
   Mat blocks(heads * d, d);
   for (int64_t head = 0; head < heads; ++head) {
     const Mat a = correlated_moment(d, 50 + 2 * static_cast<uint64_t>(head));
@@ -227,11 +227,8 @@ TEST(OutputFeedback, LowersTheLossOfCoupledOutputsAndDoesNotDependOnThreads) {
       return project_gptq(with_threads(threads), rows, metric, options);
     });
   };
-  std::vector<ProjectOptions> grids = {options_for(2, 32), options_for(3, 16, false),
-                                       options_for(4, -1)};
-  grids.push_back(options_for(4, 32));
-  grids.back().grid = format::GridSpec::of_block(DType::kQ4_0);
   for (ProjectOptions& options : grids) {
+    SCOPED_TRACE(options.grid.text());
     options.rows_per_task = 16;
     const auto fed_back = project(1, options);
     const auto plain = project_gptq(with_threads(1), w, metric, options);
@@ -240,6 +237,18 @@ TEST(OutputFeedback, LowersTheLossOfCoupledOutputsAndDoesNotDependOnThreads) {
     EXPECT_EQ(again.codes, fed_back.codes);
     EXPECT_EQ(again.blocks, fed_back.blocks);
   }
+}
+
+TEST(OutputFeedback, LowersTheLossOfCoupledOutputsAndDoesNotDependOnThreads) {
+  const auto on = [](DType type) {
+    ProjectOptions options = options_for(4, 32);
+    options.grid = format::GridSpec::of_block(type);
+    return options;
+  };
+  expect_less_loss_of_coupled_outputs(
+      64, {options_for(2, 32), options_for(3, 16, false), options_for(4, -1), on(DType::kQ4_0)});
+  // Super-blocks of 256, row by row.
+  expect_less_loss_of_coupled_outputs(256, {on(DType::kQ2_K), on(DType::kQ3_K), on(DType::kQ4_K)});
 }
 
 // Nothing to pass on: every row is projected as it is, whatever the order.

@@ -21,10 +21,14 @@ double best_shares(const RunContext& ctx, ConstView step, ConstView missing, Con
   std::vector<double> bends(outputs);
   double slope = 0;
   double bend = 0;
+  for_rows(ctx, step.rows(), [&](int64_t r0, int64_t count) {
+    for (int64_t n = r0; n < r0 + count; ++n) {
+      const ConstView row = step.rows_range(n, 1);
+      slopes[static_cast<size_t>(n)] = nn::inner_product(row, missing.rows_range(n, 1));
+      bends[static_cast<size_t>(n)] = nn::inner_product(row, product.view().rows_range(n, 1));
+    }
+  });
   for (size_t n = 0; n < outputs; ++n) {
-    const ConstView row = step.rows_range(static_cast<int64_t>(n), 1);
-    slopes[n] = nn::inner_product(row, missing.rows_range(static_cast<int64_t>(n), 1));
-    bends[n] = nn::inner_product(row, product.view().rows_range(static_cast<int64_t>(n), 1));
     slope += slopes[n];
     bend += bends[n];
   }
@@ -44,55 +48,54 @@ double best_shares(const RunContext& ctx, ConstView step, ConstView missing, Con
 
 }  // namespace
 
-Mat missing_output(const RunContext& ctx, const LayerProblem& problem,
-                   const LayerMoments& moments) {
-  const int64_t rows = problem.weight.rows();
-  const int64_t cols = problem.weight.cols();
-  if (!moments.cross_output.empty()) {
-    Mat missing = Mat::uninitialized(rows, cols);
-    copy(moments.cross_output, missing);
-    return missing;
-  }
+ConstView missing_output(const RunContext& ctx, const LayerProblem& problem,
+                         const LayerMoments& moments, Mat& product) {
+  if (!moments.cross_output.empty()) return moments.cross_output;
   if (moments.cross_input.empty()) return {};
-  Mat missing = Mat::uninitialized(rows, cols);
-  linalg::gemm_nn(ctx, 1.0F, problem.weight, moments.cross_input, 0.0F, missing);
-  return missing;
+  product = Mat::uninitialized(problem.weight.rows(), problem.weight.cols());
+  linalg::gemm_nn(ctx, 1.0F, problem.weight, moments.cross_input, 0.0F, product);
+  return product;
 }
 
 double layer_error(const RunContext& ctx, const LayerProblem& problem, const LayerMoments& moments,
                    ConstView missing, ConstView weight) {
   double cross = 0;
   if (!missing.empty()) {
-    for (int64_t n = 0; n < weight.rows(); ++n) {
-      for (int64_t k = 0; k < weight.cols(); ++k) {
-        const double step =
-            static_cast<double>(weight(n, k)) - static_cast<double>(problem.weight(n, k));
-        cross += step * static_cast<double>(missing(n, k));
+    std::vector<double> sums(static_cast<size_t>(weight.rows()));
+    for_rows(ctx, weight.rows(), [&](int64_t r0, int64_t count) {
+      for (int64_t n = r0; n < r0 + count; ++n) {
+        double& sum = sums[static_cast<size_t>(n)];
+        for (int64_t k = 0; k < weight.cols(); ++k) {
+          const double step =
+              static_cast<double>(weight(n, k)) - static_cast<double>(problem.weight(n, k));
+          sum += step * static_cast<double>(missing(n, k));
+        }
       }
-    }
+    });
+    for (const double sum : sums) cross += sum;
   }
   return std::max(0.0, moments.missing_energy) - cross +
          solve::output_error(ctx, weight, problem.weight, moments.h);
 }
 
 Target correct(const RunContext& ctx, const LayerProblem& problem, const solve::Metric& metric,
-               std::optional<double> strength) {
+               std::optional<double> strength, ConstView missing, ConstView held_out_missing) {
   const ConstView w = problem.weight;
-  Target target{.weight = Mat::uninitialized(w.rows(), w.cols())};
-  copy(w, target.weight);
-  Mat step = missing_output(ctx, problem, problem.solve);
-  if (step.empty()) return target;
+  Target target{.weight = copied(ctx, w)};
+  if (missing.empty() || strength == 0.0) return target;
+  Mat step = copied(ctx, missing);
   solve::solve_in_metric(ctx, metric, step);
   std::vector<double> shares(static_cast<size_t>(w.rows()), strength.value_or(kDefaultStrength));
   target.strength = strength.value_or(kDefaultStrength);
   if (!strength && problem.has_held_out()) {
-    target.strength = best_shares(ctx, step, missing_output(ctx, problem, problem.held_out),
-                                  problem.held_out.h, shares);
+    target.strength = best_shares(ctx, step, held_out_missing, problem.held_out.h, shares);
   }
-  for (int64_t n = 0; n < w.rows(); ++n) {
-    const auto share = static_cast<float>(shares[static_cast<size_t>(n)]);
-    for (int64_t k = 0; k < w.cols(); ++k) target.weight(n, k) += share * step(n, k);
-  }
+  for_rows(ctx, w.rows(), [&](int64_t r0, int64_t count) {
+    for (int64_t n = r0; n < r0 + count; ++n) {
+      const auto share = static_cast<float>(shares[static_cast<size_t>(n)]);
+      for (int64_t k = 0; k < w.cols(); ++k) target.weight(n, k) += share * step(n, k);
+    }
+  });
   return target;
 }
 

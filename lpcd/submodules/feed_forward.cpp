@@ -76,7 +76,7 @@ class FeedForward final : public Coupled {
 
   void finish_factors(const RunContext& ctx, const BlockWeights& w, Role /*role*/, int64_t tokens,
                       Factors& sums) const override {
-    const std::vector<float> g = column_energies(w[Role::kDown]);
+    const std::vector<float> g = column_energies(ctx, w[Role::kDown]);
     double total = 0;  // sum of the token weights
     for (int64_t n = 0; n < sums.output.cols(); ++n) {
       const double weighted =
@@ -146,7 +146,7 @@ class FeedForward final : public Coupled {
   // g = diag(Wd^T Wd).
   void add_factors(const RunContext& ctx, const SequenceChunk& chunk, const BlockWeights& w, Mat& m,
                    ConstView slope, Factors& sums) const {
-    const std::vector<float> g = column_energies(w[Role::kDown]);
+    const std::vector<float> g = column_energies(ctx, w[Role::kDown]);
     std::vector<float> weights(static_cast<size_t>(m.rows()));
     // Sums over the rows of a tile in the tile's own matrix, then in the order of the tiles.
     const int64_t rows = tile();

@@ -12,17 +12,6 @@ namespace {
 using arch::BlockWeights;
 using arch::Role;
 
-void scale(double factor, Mat& m) {
-  const auto f = static_cast<float>(factor);
-  for (int64_t i = 0; i < m.size(); ++i) m.data()[i] *= f;
-}
-
-// y += a x
-void add_scaled(double a, const Mat& x, Mat& y) {
-  const auto f = static_cast<float>(a);
-  for (int64_t i = 0; i < y.size(); ++i) y.data()[i] += f * x.data()[i];
-}
-
 // Of a square matrix, of blocks on a diagonal one below the other, or of a diagonal as a row.
 double mean_diagonal(ConstView m) {
   double sum = 0;
@@ -33,11 +22,13 @@ double mean_diagonal(ConstView m) {
   return sum / static_cast<double>(n);
 }
 
-Mat transposed(ConstView m) {
+Mat transposed(const RunContext& ctx, ConstView m) {
   Mat out = Mat::uninitialized(m.cols(), m.rows());
-  for (int64_t r = 0; r < m.rows(); ++r) {
-    for (int64_t c = 0; c < m.cols(); ++c) out(c, r) = m(r, c);
-  }
+  for_rows(ctx, out.rows(), [&](int64_t r0, int64_t n) {
+    for (int64_t c = r0; c < r0 + n; ++c) {
+      for (int64_t r = 0; r < m.rows(); ++r) out(c, r) = m(r, c);
+    }
+  });
   return out;
 }
 
@@ -62,22 +53,23 @@ class Preconditioner {
   }
 
   [[nodiscard]] Mat apply(const Mat& r) const {
-    Mat out = r.clone();
+    Mat out = copied(ctx_, r);
     linalg::solve_right(ctx_, input_, out);
     if (!inverse_diagonal_.empty()) {
-      for (int64_t n = 0; n < out.rows(); ++n) {
-        for (int64_t k = 0; k < out.cols(); ++k) {
-          out(n, k) *= inverse_diagonal_[static_cast<size_t>(n)];
+      for_rows(ctx_, out.rows(), [&](int64_t r0, int64_t count) {
+        for (int64_t n = r0; n < r0 + count; ++n) {
+          const float factor = inverse_diagonal_[static_cast<size_t>(n)];
+          for (int64_t k = 0; k < out.cols(); ++k) out(n, k) *= factor;
         }
-      }
+      });
       return out;
     }
     const int64_t d = out.rows() / static_cast<int64_t>(heads_.size());
     for (size_t head = 0; head < heads_.size(); ++head) {
       const FloatView rows = out.view().rows_range(static_cast<int64_t>(head) * d, d);
-      Mat turned = transposed(rows);
+      Mat turned = transposed(ctx_, rows);
       linalg::solve_right(ctx_, heads_[head], turned);
-      copy(transposed(turned), rows);
+      copy(transposed(ctx_, turned), rows);
     }
     return out;
   }
@@ -102,7 +94,7 @@ Descent descent_on(const RunContext& ctx, const Coupled& coupled, Role role,
     d.error += coupled.descent(ctx, chunk, w, role, d.gradient, factors);
   });
   const double tokens = static_cast<double>(source.tokens(part));
-  scale(1.0 / tokens, d.gradient);
+  scale(ctx, 1.0 / tokens, d.gradient);
   d.error /= tokens;
   return d;
 }
@@ -127,7 +119,7 @@ double curvature_on(const RunContext& ctx, const Coupled& coupled, Role role,
     energy += coupled.curvature(ctx, chunk, w, role, d, product);
   });
   const double tokens = static_cast<double>(source.tokens(part));
-  scale(1.0 / tokens, product);
+  scale(ctx, 1.0 / tokens, product);
   return energy / tokens;
 }
 
@@ -151,27 +143,27 @@ void conjugate_gradients(const RunContext& ctx, const Coupled& coupled, Role rol
       options.ridge.fraction * mean_diagonal(factors.output) * 0.5 * mean_diagonal(factors.input);
   result.step = Mat(w[role].rows(), w[role].cols());
   Mat residual = std::move(start.gradient);
-  const double first = std::sqrt(nn::inner_product(residual, residual));
+  const double first = std::sqrt(inner_product(ctx, residual, residual));
   Mat z = precondition.apply(residual);
   Mat direction = z.clone();
   Mat product(residual.rows(), residual.cols());
-  double rz = nn::inner_product(residual, z);
+  double rz = inner_product(ctx, residual, z);
   for (int i = 0; i < options.iterations && rz > 0; ++i) {
     curvature_on(ctx, coupled, role, source, Part::kSample, w, direction, product);
-    add_scaled(ridge, direction, product);
-    const double bend = nn::inner_product(direction, product);
+    add_scaled(ctx, ridge, direction, product);
+    const double bend = inner_product(ctx, direction, product);
     if (!(bend > 0)) break;
     const double length = rz / bend;
-    add_scaled(length, direction, result.step);
-    add_scaled(-length, product, residual);
+    add_scaled(ctx, length, direction, result.step);
+    add_scaled(ctx, -length, product, residual);
     if (i + 1 == options.iterations) break;
     z = precondition.apply(residual);
-    const double next = nn::inner_product(residual, z);
-    scale(next / rz, direction);
-    add_scaled(1.0, z, direction);
+    const double next = inner_product(ctx, residual, z);
+    scale(ctx, next / rz, direction);
+    add_scaled(ctx, 1.0, z, direction);
     rz = next;
   }
-  result.residual = first > 0 ? std::sqrt(nn::inner_product(residual, residual)) / first : 0;
+  result.residual = first > 0 ? std::sqrt(inner_product(ctx, residual, residual)) / first : 0;
 }
 
 }  // namespace
@@ -238,7 +230,7 @@ Mat descend_with_adam(const RunContext& ctx, const Coupled& coupled, Role role,
       (void)coupled.descent(ctx, chunk, w, role, descent, nullptr);
       const int64_t in_chunk = chunk.x_q.rows() / source.seq_len();
       const double outputs = coupled.outputs_per_sequence() * static_cast<double>(in_chunk);
-      add_scaled(-2.0 / outputs / static_cast<double>(chunks_per_step), descent, gradient);
+      add_scaled(ctx, -2.0 / outputs / static_cast<double>(chunks_per_step), descent, gradient);
       if (++chunk_index % chunks_per_step != 0) return;
       const double rate = rate_at(step++);
       const auto first = static_cast<float>(1 - std::pow(0.9, step));
@@ -266,7 +258,7 @@ Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
   Relaxed result;
   if (options.adam) {
     result.step = descend_with_adam(ctx, coupled, role, source, w, options.adam_options);
-    add_scaled(-1.0, w[role], result.step);
+    add_scaled(ctx, -1.0, w[role], result.step);
     if (options.factors) {
       (void)descent_with_factors(ctx, coupled, role, source, w, result.factors);
     }
@@ -281,11 +273,11 @@ Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
   const Descent here = held_out ? descent_on(ctx, coupled, role, source, judge, w)
                                 : descent_on(ctx, coupled, role, source, Part::kSolve, w);
   const double bend = curvature_on(ctx, coupled, role, source, judge, w, result.step, product);
-  const double slope = nn::inner_product(here.gradient, result.step);
+  const double slope = inner_product(ctx, here.gradient, result.step);
   result.objective_before = here.error / energy;
   // f(s) = f(0) - 2 s slope + s^2 bend
-  double s = options.strength;
-  if (held_out) s = bend > 0 ? std::clamp(slope / bend, 0.0, 1.0) : 0.0;
+  double s = options.strength.value_or(kDefaultStrength);
+  if (held_out && !options.strength) s = bend > 0 ? std::clamp(slope / bend, 0.0, 1.0) : 0.0;
   if (coupled.linear(role)) {
     result.strength = s;
     result.objective_relaxed = std::max(0.0, here.error - 2 * s * slope + s * s * bend) / energy;
@@ -295,9 +287,11 @@ Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
   result.objective_relaxed = result.objective_before;
   const Mat from = w[role].clone();
   for (int attempt = 0; attempt < 3 && s > 0; ++attempt, s /= 2) {
-    for (int64_t i = 0; i < from.size(); ++i) {
-      w[role].data()[i] = from.data()[i] + static_cast<float>(s) * result.step.data()[i];
-    }
+    for_rows(ctx, from.rows(), [&](int64_t r0, int64_t n) {
+      for (int64_t i = r0 * from.cols(); i < (r0 + n) * from.cols(); ++i) {
+        w[role].data()[i] = from.data()[i] + static_cast<float>(s) * result.step.data()[i];
+      }
+    });
     const double error = errors_on(ctx, coupled, source, judge, w).weighted / energy;
     if (error < result.objective_relaxed) {
       result.objective_relaxed = error;

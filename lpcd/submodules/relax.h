@@ -5,6 +5,7 @@
 
 #include "lpcd/linalg/factor.h"
 #include "lpcd/submodules/coupled.h"
+#include "lpcd/submodules/submodule.h"
 
 namespace lpcd::submodules {
 
@@ -29,8 +30,9 @@ struct RelaxOptions {
   linalg::Damping ridge;
   /// The factors are wanted even by Adam.
   bool factors = true;
-  /// Share of the step that is taken when there are no held-out sequences.
-  double strength = 0.5;
+  /// Share of the step to take; nothing: the best one on the held-out sequences, or, where there
+  /// are none, kDefaultStrength.
+  std::optional<double> strength;
 };
 
 /// |S_f|^2 per token: what errors are relative to. Measured when first asked for, since one part is
@@ -54,7 +56,7 @@ class Energies {
 /// The real-valued optimum of one layer of a submodule, as a step from where it was.
 struct Relaxed {
   Mat step;             ///< D [N, K]: the least-squares optimum is W + D
-  double strength = 0;  ///< share of it that is best on the held-out sequences, in [0, 1]
+  double strength = 0;  ///< share of it to take, in [0, 1]
   /// Mean squared error per token before, and after strength * D, relative to the energy of the
   /// original output; on the held-out sequences where there are any.
   double objective_before = 0;
@@ -67,8 +69,8 @@ struct Relaxed {
 /// A^T A + ridge. The gradient and the factors, whose Kronecker product is the preconditioner, come
 /// from all sequences that are solved on, A^T A from Part::kSample.
 ///
-/// Where the submodule is not linear in the layer, the strength is found by trying it on the true
-/// objective, and 0 if nothing is gained.
+/// Where the submodule is not linear in the layer, the strength is tried on the true objective,
+/// given or not: halved while it does not lower that, and 0 if nothing is gained.
 /// Shapes    w[role] [N, K] is where the step starts.
 /// Memory    6 N K floats, two factorisations, the temporaries of a chunk.
 [[nodiscard]] Relaxed relax(const RunContext& ctx, const Coupled& coupled, arch::Role role,

@@ -26,7 +26,9 @@ class Single final : public Submodule {
                                              const solve::Metric& metric,
                                              const SolverOptions& options, const Project& project,
                                              report::LayerRecord& record) const override {
-    const Target target = correct(ctx, problem, metric, options.qep_strength);
+    Mat product;
+    const Target target = correct(ctx, problem, metric, options.qep_strength,
+                                  missing_output(ctx, problem, problem.solve, product), {});
     record.strength = target.strength;
     return project(target.weight, metric);
   }

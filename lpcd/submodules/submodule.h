@@ -90,12 +90,16 @@ class Submodule {
 /// W + s D with D = R (H + lambda I)^-1, R the missing output as moments. Where the strength s is
 /// not given, every output has one of its own that minimises its error on the held-out sequences, a
 /// parabola in s, leaning towards the best common one; it stays in [0, 1].
+///
+/// Shapes    `missing` and `held_out_missing` as missing_output() gives them for the two parts.
 [[nodiscard]] Target correct(const RunContext& ctx, const LayerProblem& problem,
-                             const solve::Metric& metric, std::optional<double> strength);
+                             const solve::Metric& metric, std::optional<double> strength,
+                             ConstView missing, ConstView held_out_missing);
 
-/// What is missing at the layer's output, as moments: R, or W C, or empty.
-[[nodiscard]] Mat missing_output(const RunContext& ctx, const LayerProblem& problem,
-                                 const LayerMoments& moments);
+/// What is missing at the layer's output, as moments: R, or W C, which `product` then holds, or
+/// empty.
+[[nodiscard]] ConstView missing_output(const RunContext& ctx, const LayerProblem& problem,
+                                       const LayerMoments& moments, Mat& product);
 
 /// Squared error per token of the layer's output with another weight, from moments:
 /// m - tr(E R^T) + tr(E H E^T) / 2 with E = weight - W. Where m is not known it counts as 0, so

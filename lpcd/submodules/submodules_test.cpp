@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <random>
+#include <string>
+#include <vector>
 
 #include "lpcd/linalg/blas.h"
 #include "lpcd/nn/ops.h"
@@ -33,9 +36,9 @@ Mat random_mat(int64_t rows, int64_t cols, uint64_t seed, float spread = 1.0F) {
   return m;
 }
 
-ModelConfig small_config(bool qk_norm) {
+ModelConfig small_config(const std::string& family = "llama") {
   ModelConfig c;
-  c.architecture = qk_norm ? "qwen3" : "llama";
+  c.architecture = family == "llama3" ? "llama" : family;
   c.vocab_size = 64;
   c.hidden = 24;
   c.ffn = 40;
@@ -43,8 +46,16 @@ ModelConfig small_config(bool qk_norm) {
   c.heads = 4;
   c.kv_heads = 2;
   c.head_dim = 8;
-  c.max_positions = 128;
-  c.qk_norm = qk_norm;
+  c.max_positions = 256;
+  c.qk_norm = family == "qwen3";
+  c.qkv_bias = family == "qwen2";
+  if (family == "llama3") {
+    c.rope_scaling = {.kind = nn::RopeScaling::Kind::kLlama3,
+                      .factor = 8,
+                      .low_freq_factor = 1,
+                      .high_freq_factor = 4,
+                      .original_context = 64};
+  }
   return c;
 }
 
@@ -59,6 +70,9 @@ BlockWeights random_block(const ModelConfig& c, uint64_t seed) {
     if (!c.has(role)) continue;
     w[role] = random_mat(1, c.shape(role)[0], seed++, 0.2F);
     for (int64_t i = 0; i < w[role].size(); ++i) w[role].data()[i] += 1.0F;
+  }
+  for (const Role role : {Role::kQBias, Role::kKBias, Role::kVBias}) {
+    if (c.has(role)) w[role] = random_mat(1, c.shape(role)[0], seed++, 0.5F);
   }
   return w;
 }
@@ -87,11 +101,12 @@ class FixedSource final : public SequenceSource {
 
   int64_t seq_len() const override { return length_; }
   int64_t tokens(Part part) const override {
+    if (part == Part::kSample && half_sampled) return (solve_ / length_ + 1) / 2 * length_;
     return part == Part::kHeldOut ? all_ - solve_ : solve_;
   }
   void for_chunks(Part part, const std::function<void(const SequenceChunk&)>& body) const override {
     const int64_t begin = part == Part::kHeldOut ? solve_ : 0;
-    const int64_t end = part == Part::kHeldOut ? all_ : solve_;
+    const int64_t end = begin + tokens(part);
     for (int64_t r0 = begin; r0 < end; r0 += chunk_) {
       const int64_t n = std::min(chunk_, end - r0);
       body({.x_f = ConstView(x_f).rows_range(r0, n),
@@ -113,25 +128,37 @@ class FixedSource final : public SequenceSource {
  public:
   Mat x_f, x_q, y_f;
   std::vector<float> weights;  // of the tokens
+  bool half_sampled = false;   // curvature is measured on half of the sequences
 };
 
 constexpr int64_t kLength = 16;
+constexpr int64_t kTiledLength = 150;
 
 struct Case {
   const CoupledInfo* info;
   Role role;
-  bool qk_norm;
+  std::string family;
   bool weighted;
+  bool reference = false;  // as the reference package has it
+
+  [[nodiscard]] std::unique_ptr<Coupled> make(const BlockForward& forward,
+                                              const BlockWeights& original) const {
+    return (reference ? info->make_reference : info->make)(forward, original);
+  }
+  [[nodiscard]] std::string name() const {
+    return std::string(info->name) + " " + std::string(arch::role_name(role)) + " of " + family +
+           (weighted ? ", weighted tokens" : "") + (reference ? ", as the reference" : "");
+  }
 };
 
 std::vector<Case> all_cases() {
   std::vector<Case> cases;
   for (const CoupledInfo& info : coupled_submodules()) {
     for (const Role role : info.relaxed) {
-      for (const bool qk_norm : {false, true}) {
-        for (const bool weighted : {false, true}) {
-          cases.push_back({&info, role, qk_norm, weighted});
-        }
+      for (const char* family : {"llama", "llama3", "qwen2", "qwen3"}) {
+        for (const bool weighted : {false, true}) cases.push_back({&info, role, family, weighted});
+        if (info.make_reference == nullptr || info.make_reference == info.make) continue;
+        cases.push_back({&info, role, family, false, true});
       }
     }
   }
@@ -159,64 +186,74 @@ Mat moved(const Mat& from, double step, const Mat& direction) {
 //   <d1, A^T A d2> = <A^T A d1, d2>            (the adjoint is the adjoint)
 //   <d, A^T A d> = |A d|^2
 //   f(W + D) = f(W) - 2 <A^T r, D> + |A D|^2   (exactly, where S is linear)
-TEST(Coupled, OperatorsAndAdjointsBelongTogether) {
+void expect_operator_and_adjoint(const Case& test, int64_t length, int64_t sequences) {
   const RunContext ctx = with_threads(2);
-  for (const Case& test : all_cases()) {
-    const ModelConfig c = small_config(test.qk_norm);
-    const BlockForward forward(c, kLength);
-    const BlockWeights original = random_block(c, 100);
-    BlockWeights w = random_block(c, 200);
-    FixedSource source(kLength, 6, 0, c.hidden, 300, 2 * kLength);
-    // Some tokens of very different size, as in real streams.
-    for (int64_t i = 0; i < 3 * c.hidden; ++i) source.y_f.data()[i] *= 10.0F;
-    if (test.weighted) source.weights = token_weights(ctx, source.y_f, source.x_q);
-    const auto coupled = test.info->make(forward, original);
-    SCOPED_TRACE(std::string(test.info->name) + " " + std::string(arch::role_name(test.role)) +
-                 (test.qk_norm ? " with q/k norm" : ""));
-    const int64_t n = w[test.role].rows();
-    const int64_t k = w[test.role].cols();
-    const Mat d1 = random_mat(n, k, 1, 0.3F);
-    const Mat d2 = random_mat(n, k, 2, 0.3F);
-    Mat gradient(n, k);
-    Mat p1(n, k);
-    Mat p2(n, k);
-    double before = 0;
-    double energy1 = 0;
-    source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
-      before += coupled->descent(ctx, chunk, w, test.role, gradient, nullptr);
-      energy1 += coupled->curvature(ctx, chunk, w, test.role, d1, p1);
-      (void)coupled->curvature(ctx, chunk, w, test.role, d2, p2);
-    });
-    EXPECT_NEAR(before, objective_of(ctx, *coupled, source, w), 1e-5 * before);
-    EXPECT_NEAR(nn::inner_product(d1, p1), energy1, 1e-4 * energy1);
-    const double scale = std::sqrt(nn::inner_product(d1, p1) * nn::inner_product(d2, p2));
-    EXPECT_NEAR(nn::inner_product(d1, p2), nn::inner_product(d2, p1), 1e-4 * scale);
+  const ModelConfig c = small_config(test.family);
+  const BlockForward forward(c, length);
+  const BlockWeights original = random_block(c, 100);
+  BlockWeights w = random_block(c, 200);
+  FixedSource source(length, sequences, 0, c.hidden, 300, 2 * length);
+  // Some tokens of very different size, as in real streams.
+  for (int64_t i = 0; i < 3 * c.hidden; ++i) source.y_f.data()[i] *= 10.0F;
+  if (test.weighted) source.weights = token_weights(ctx, source.y_f, source.x_q);
+  const auto coupled = test.make(forward, original);
+  SCOPED_TRACE(test.name() + ", sequences of " + std::to_string(length));
+  const int64_t n = w[test.role].rows();
+  const int64_t k = w[test.role].cols();
+  const Mat d1 = random_mat(n, k, 1, 0.3F);
+  const Mat d2 = random_mat(n, k, 2, 0.3F);
+  Mat gradient(n, k);
+  Mat p1(n, k);
+  Mat p2(n, k);
+  double before = 0;
+  double energy1 = 0;
+  source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+    before += coupled->descent(ctx, chunk, w, test.role, gradient, nullptr);
+    energy1 += coupled->curvature(ctx, chunk, w, test.role, d1, p1);
+    (void)coupled->curvature(ctx, chunk, w, test.role, d2, p2);
+  });
+  EXPECT_NEAR(before, objective_of(ctx, *coupled, source, w), 1e-5 * before);
+  EXPECT_NEAR(nn::inner_product(d1, p1), energy1, 1e-4 * energy1);
+  const double scale = std::sqrt(nn::inner_product(d1, p1) * nn::inner_product(d2, p2));
+  EXPECT_NEAR(nn::inner_product(d1, p2), nn::inner_product(d2, p1), 1e-4 * scale);
 
-    const Mat start = w[test.role].clone();
-    const double slope = nn::inner_product(gradient, d1);
-    if (coupled->linear(test.role)) {
-      w[test.role] = moved(start, 1.0, d1);
-      const double after = objective_of(ctx, *coupled, source, w);
-      EXPECT_NEAR(after, before - 2 * slope + energy1, 2e-4 * (before + energy1));
-    } else {
-      const double h = 1e-2;
-      w[test.role] = moved(start, h, d1);
-      const double plus = objective_of(ctx, *coupled, source, w);
-      w[test.role] = moved(start, -h, d1);
-      const double minus = objective_of(ctx, *coupled, source, w);
-      EXPECT_NEAR((plus - minus) / (2 * h), -2 * slope, 5e-3 * std::abs(slope) + 1e-3 * before);
-    }
+  const Mat start = w[test.role].clone();
+  const double slope = nn::inner_product(gradient, d1);
+  if (coupled->linear(test.role)) {
+    w[test.role] = moved(start, 1.0, d1);
+    const double after = objective_of(ctx, *coupled, source, w);
+    EXPECT_NEAR(after, before - 2 * slope + energy1, 2e-4 * (before + energy1));
+  } else {
+    const double h = 1e-2;
+    w[test.role] = moved(start, h, d1);
+    const double plus = objective_of(ctx, *coupled, source, w);
+    w[test.role] = moved(start, -h, d1);
+    const double minus = objective_of(ctx, *coupled, source, w);
+    EXPECT_NEAR((plus - minus) / (2 * h), -2 * slope, 5e-3 * std::abs(slope) + 1e-3 * before);
+  }
+}
+
+// Sequences of one tile of queries, and of three of which the last is not full.
+TEST(Coupled, OperatorsAndAdjointsBelongTogether) {
+  static_assert(kLength < nn::kQueryTile && kTiledLength > 2 * nn::kQueryTile);
+  for (const Case& test : all_cases()) {
+    expect_operator_and_adjoint(test, kLength, 6);
+    expect_operator_and_adjoint(test, kTiledLength, 3);
   }
 }
 
 // |A D|^2 for D = v c^T falls apart into what the inputs and what the outputs add, on average over
 // c where inputs are independent of what they meet: T c^T input c / 2 * v^T output v.
-TEST(Factors, OfAttentionLogitsAreThoseOfTheOperator) {
+void expect_factors_of_logits(const char* family, int64_t length, int64_t sequences,
+                              double tolerance) {
   const RunContext ctx = with_threads(2);
-  const ModelConfig c = small_config(false);
-  const BlockForward forward(c, kLength);
-  const BlockWeights original = random_block(c, 100);
-  const FixedSource source(kLength, 48, 0, c.hidden, 300, 8 * kLength);
+  const ModelConfig c = small_config(family);
+  const BlockForward forward(c, length);
+  BlockWeights original = random_block(c, 100);
+  for (const Role role : {Role::kQ, Role::kK}) {  // which a norm of the heads takes back
+    if (c.qk_norm) original[role] = moved(original[role], 2.0, original[role]);
+  }
+  const FixedSource source(length, sequences, 0, c.hidden, 300, 4 * length);
   const auto coupled = make_query_key(forward, original);
   for (const Role role : {Role::kQ, Role::kK}) {
     Factors factors = coupled->start_factors(role);
@@ -240,7 +277,7 @@ TEST(Factors, OfAttentionLogitsAreThoseOfTheOperator) {
     for (int64_t head = 0; head < factors.output.rows() / c.head_dim; ++head) {
       for (int64_t channel = 0; channel < c.head_dim; ++channel) {
         SCOPED_TRACE(std::string(arch::role_name(role)) + " " + std::to_string(head) + " " +
-                     std::to_string(channel));
+                     std::to_string(channel) + ", sequences of " + std::to_string(length));
         // A pair of channels, which rotation mixes.
         Mat v(1, c.head_dim);
         v(0, channel) = 1.0F;
@@ -264,21 +301,32 @@ TEST(Factors, OfAttentionLogitsAreThoseOfTheOperator) {
             energy += coupled->curvature(ctx, chunk, original, role, d, product);
           });
         }
-        EXPECT_NEAR(energy / expected, 1.0, 0.15);
+        EXPECT_NEAR(energy / expected, 1.0, tolerance);
       }
     }
   }
 }
 
-// At least 98 % of a known change of one layer are found again from the outputs it gave.
+// Long sequences: several tiles of queries, of which one token in two is summed.
+TEST(Factors, OfAttentionLogitsAreThoseOfTheOperator) {
+  expect_factors_of_logits("llama", kLength, 48, 0.15);
+  expect_factors_of_logits("llama", kTiledLength, 16, 0.15);
+  expect_factors_of_logits("qwen3", kLength, 48, 0.3);  // as if a norm took nothing along the head
+}
+
+double squared_distance_of(const Mat& a, const Mat& b) {
+  const Mat difference = moved(a, -1.0, b);
+  return nn::inner_product(difference, difference);
+}
+
+// Outputs of a layer that was changed tell its weights.
 TEST(Relax, RecoversKnownWeightsFromExactData) {
   const RunContext ctx = with_threads(1);
   for (const Case& test : all_cases()) {
-    const ModelConfig c = small_config(test.qk_norm);
+    const ModelConfig c = small_config(test.family);
     const BlockForward forward(c, kLength);
     const BlockWeights original = random_block(c, 100);
-    SCOPED_TRACE(std::string(test.info->name) + " " + std::string(arch::role_name(test.role)) +
-                 (test.qk_norm ? " with q/k norm" : ""));
+    SCOPED_TRACE(test.name());
     FixedSource source(kLength, 14, 2, c.hidden, 300, 4 * kLength);
     copy(source.x_f, source.x_q);
     copy(source.x_f, source.y_f);
@@ -295,37 +343,51 @@ TEST(Relax, RecoversKnownWeightsFromExactData) {
       forward.ffn_activation(ctx, original, m, u);
       forward.add_projection(ctx, u, original[Role::kDown], source.y_f);
     }
-    const auto coupled = test.info->make(forward, original);
+    const auto coupled = test.make(forward, original);
     BlockWeights w = clone(original);
     const Mat change = random_mat(w[test.role].rows(), w[test.role].cols(), 7, 0.02F);
-    w[test.role] = moved(w[test.role], 1.0, change);
     const Energies energies(ctx, *coupled, source);
+    EXPECT_LT(relative_error(ctx, *coupled, source, Part::kSolve, energies, w), 1e-9);
+    w[test.role] = moved(w[test.role], 1.0, change);
     const double first = relative_error(ctx, *coupled, source, Part::kSolve, energies, w);
     EXPECT_GT(first, 1e-6);
     const Relaxed relaxed =
         relax(ctx, *coupled, test.role, source, w, energies, {.iterations = 40, .ridge = 1e-6});
     EXPECT_GT(relaxed.strength, 0.9);
-    EXPECT_LT(relaxed.objective_relaxed, 0.02 * relaxed.objective_before);
+    // One step of Gauss-Newton is not the whole way where all pairs of positions count.
+    const double left = test.reference && !coupled->linear(test.role) ? 0.2 : 0.02;
+    EXPECT_LT(relaxed.objective_relaxed, left * relaxed.objective_before);
     w[test.role] = moved(w[test.role], relaxed.strength, relaxed.step);
-    EXPECT_LT(relative_error(ctx, *coupled, source, Part::kSolve, energies, w), 0.02 * first);
+    EXPECT_LT(relative_error(ctx, *coupled, source, Part::kSolve, energies, w), left * first);
+    // A shift of the logits that all keys share changes nothing, so that q and k are not unique.
+    if (test.info->name == "qk") continue;
+    EXPECT_LT(squared_distance_of(w[test.role], original[test.role]),
+              0.05 * nn::inner_product(change, change));
   }
 }
 
 TEST(Relax, LowersItsOwnObjectiveAndDependsNeitherOnThreadsNorOnChunks) {
   for (const Case& test : all_cases()) {
-    const ModelConfig c = small_config(test.qk_norm);
+    const ModelConfig c = small_config(test.family);
     const BlockForward forward(c, kLength);
     const BlockWeights original = random_block(c, 100);
-    SCOPED_TRACE(std::string(test.info->name) + " " + std::string(arch::role_name(test.role)));
+    SCOPED_TRACE(test.name());
     Mat first;
     const int64_t slab = forward.tiling().slab_rows;
     for (const auto& [threads, slabs] : {std::pair{1, 1}, {3, 1}, {2, 2}}) {
       const RunContext ctx = with_threads(threads);
-      const FixedSource source(kLength, 3 * slab / kLength + 20, 20, c.hidden, 300, slabs * slab);
-      const auto coupled = test.info->make(forward, original);
+      FixedSource source(kLength, 3 * slab / kLength + 20, 20, c.hidden, 300, slabs * slab);
+      source.half_sampled = true;
+      const auto coupled = test.make(forward, original);
       BlockWeights w = random_block(c, 200);
       const Energies energies(ctx, *coupled, source);
       const Relaxed relaxed = relax(ctx, *coupled, test.role, source, w, energies, {});
+      // On what it solves the step leads down, all the way where the submodule is linear.
+      const double solved = relative_error(ctx, *coupled, source, Part::kSolve, energies, w);
+      const Mat start = w[test.role].clone();
+      w[test.role] = moved(start, coupled->linear(test.role) ? 1.0 : 0.1, relaxed.step);
+      EXPECT_LT(relative_error(ctx, *coupled, source, Part::kSolve, energies, w), solved);
+      w[test.role] = start.clone();
       const Mat& input = relaxed.factors.input;
       for (int64_t i = 0; i < input.rows(); ++i) EXPECT_GT(input(i, i), 0.0F);
       EXPECT_LE(relaxed.objective_relaxed, relaxed.objective_before);
@@ -341,6 +403,96 @@ TEST(Relax, LowersItsOwnObjectiveAndDependsNeitherOnThreadsNorOnChunks) {
         }
       }
     }
+  }
+}
+
+// A strength that was given is what is taken, and what the objective is reported of.
+TEST(Relax, TakesAGivenStrength) {
+  const RunContext ctx = with_threads(2);
+  for (const Case& test : all_cases()) {
+    const ModelConfig c = small_config(test.family);
+    const BlockForward forward(c, kLength);
+    const BlockWeights original = random_block(c, 100);
+    SCOPED_TRACE(test.name());
+    const FixedSource source(kLength, 40, 8, c.hidden, 300, 8 * kLength);
+    const auto coupled = test.make(forward, original);
+    BlockWeights w = random_block(c, 200);
+    const Energies energies(ctx, *coupled, source);
+    const Relaxed relaxed =
+        relax(ctx, *coupled, test.role, source, w, energies, {.strength = 0.25});
+    if (coupled->linear(test.role)) {
+      EXPECT_EQ(relaxed.strength, 0.25);
+    } else {  // unless the true objective says no
+      EXPECT_LE(relaxed.strength, 0.25);
+    }
+    w[test.role] = moved(w[test.role], relaxed.strength, relaxed.step);
+    EXPECT_NEAR(relative_error(ctx, *coupled, source, Part::kHeldOut, energies, w),
+                relaxed.objective_relaxed, 1e-4 * relaxed.objective_before);
+  }
+}
+
+// The reference package's schedule, written down once more: 48 sequences make 3 terms of an epoch
+// for steps of 2, so that the third waits for the next epoch; 4 sequences reach the cosine.
+TEST(Adam, FollowsTheScheduleOfTheReference) {
+  const RunContext ctx = with_threads(2);
+  const ModelConfig c = small_config();
+  const BlockForward forward(c, kLength);
+  const BlockWeights original = random_block(c, 100);
+  const auto coupled = make_value_output(forward, original);
+  struct Setting {
+    int64_t sequences, batch;
+  };
+  for (const auto& [sequences, batch] : {Setting{4, 16}, Setting{32, 16}, Setting{48, 32}}) {
+    SCOPED_TRACE(std::to_string(sequences) + " sequences, steps of " + std::to_string(batch));
+    const FixedSource source(kLength, sequences, 0, c.hidden, 300, kAdamChunk * kLength);
+    BlockWeights w = random_block(c, 200);
+    const Mat start = w[Role::kV].clone();
+    const AdamOptions options{.epochs = 20, .batch = batch, .base_rate = 0.01};
+    const Mat reached = descend_with_adam(ctx, *coupled, Role::kV, source, w, options);
+    EXPECT_EQ(squared_distance_of(w[Role::kV], start), 0);
+
+    const auto size = static_cast<size_t>(start.size());
+    const int64_t terms = batch / kAdamChunk;
+    const auto total = static_cast<double>(20 * sequences / terms);
+    const double warm = std::floor(0.1 * total);
+    std::vector<double> m(size);
+    std::vector<double> v(size);
+    Mat gradient(start.rows(), start.cols());
+    int64_t summed = 0;
+    int step = 0;
+    for (int epoch = 0; epoch < 20; ++epoch) {
+      int64_t term = 0;
+      source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+        Mat descent(start.rows(), start.cols());
+        (void)coupled->descent(ctx, chunk, w, Role::kV, descent, nullptr);
+        // The loss is a mean over all numbers of the chunk's outputs.
+        const auto numbers = static_cast<double>(chunk.x_q.rows() * c.hidden);
+        gradient = moved(gradient, -2.0 / numbers / static_cast<double>(terms), descent);
+        ++summed;
+        if (++term % terms != 0) return;
+        const double rate =
+            0.01 * (step < warm ? step / warm
+                                : 0.5 + 0.5 * std::cos(M_PI * (step - warm) / (total - warm)));
+        ++step;
+        for (size_t i = 0; i < size; ++i) {
+          const auto g = static_cast<double>(gradient.data()[i]);
+          m[i] = 0.9 * m[i] + 0.1 * g;
+          v[i] = 0.999 * v[i] + 0.001 * g * g;
+          const double mean = m[i] / (1 - std::pow(0.9, step));
+          const double root = std::sqrt(v[i] / (1 - std::pow(0.999, step)));
+          w[Role::kV].data()[i] -= static_cast<float>(rate * mean / (root + 1e-8));
+        }
+        gradient.set_zero();
+      });
+    }
+    EXPECT_EQ(summed, 20 * std::max<int64_t>(1, sequences / kAdamChunk));
+    const double way = squared_distance_of(w[Role::kV], start);
+    EXPECT_GT(way, 0);
+    EXPECT_LT(squared_distance_of(reached, w[Role::kV]), 1e-6 * way);
+    BlockWeights at_start = clone(w);
+    at_start[Role::kV] = start.clone();
+    EXPECT_LT(objective_of(ctx, *coupled, source, w),
+              objective_of(ctx, *coupled, source, at_start));
   }
 }
 
@@ -430,31 +582,76 @@ TEST(SquaredAngles, SeeDirectionsOnly) {
   EXPECT_NEAR(squared_angles(ctx, x, opposite), 4 * 300, 1e-2);
 }
 
-// On heads whose norm is 1 the norm of Qwen3 is the identity, and both families place alike.
+// Rows that are orthogonal and of length 1.
+Mat random_rotation(int64_t n, uint64_t seed) {
+  Mat m = random_mat(n, n, seed);
+  for (int64_t i = 0; i < n; ++i) {
+    const FloatView row = m.view().rows_range(i, 1);
+    for (int64_t j = 0; j < i; ++j) {
+      const ConstView other = ConstView(m).rows_range(j, 1);
+      const auto share = static_cast<float>(nn::inner_product(row, other));
+      for (int64_t k = 0; k < n; ++k) row(0, k) -= share * other(0, k);
+    }
+    const auto length = static_cast<float>(std::sqrt(nn::inner_product(row, row)));
+    for (int64_t k = 0; k < n; ++k) row(0, k) /= length;
+  }
+  return m;
+}
+
+// One head as wide as the model: a rotation of normed inputs has norm 1, so that the norm of Qwen3
+// is the identity, and its derivative along changes that turn the head but keep its length.
 TEST(QueryKey, WhereTheNormIsTheIdentityBothFamiliesAgree) {
   const RunContext ctx = with_threads(1);
-  ModelConfig plain = small_config(false);
-  ModelConfig normed = small_config(true);
-  normed.rms_eps = 1e-12F;
+  const auto config_of = [](const char* family) {
+    ModelConfig c = small_config(family);
+    c.heads = c.kv_heads = 1;
+    c.head_dim = c.hidden;
+    c.rms_eps = 1e-12F;
+    return c;
+  };
+  const ModelConfig plain = config_of("llama");
+  const ModelConfig normed = config_of("qwen3");
   const BlockForward plain_forward(plain, kLength);
   const BlockForward normed_forward(normed, kLength);
-  BlockWeights w = random_block(plain, 200);
-  for (const Role role : {Role::kQNorm, Role::kKNorm}) {
-    w[role] = Mat(1, normed.head_dim);
-    for (int64_t i = 0; i < normed.head_dim; ++i) w[role](0, i) = 1.0F;
-  }
+  const auto block = [&](uint64_t seed) {
+    BlockWeights w = random_block(plain, seed);
+    for (const Role role : {Role::kAttentionNorm, Role::kQNorm, Role::kKNorm}) {
+      w[role] = Mat(1, plain.hidden);
+      std::fill_n(w[role].data(), plain.hidden, 1.0F);
+    }
+    for (const Role role : {Role::kQ, Role::kK}) w[role] = random_rotation(plain.hidden, seed++);
+    return w;
+  };
+  const BlockWeights original = block(100);
+  const BlockWeights w = block(200);
+  const auto of_plain = make_query_key(plain_forward, original);
+  const auto of_normed = make_query_key(normed_forward, original);
   const FixedSource source(kLength, 2, 0, plain.hidden, 300, 2 * kLength);
+  Mat turn = random_mat(plain.hidden, plain.hidden, 5, 0.1F);
+  for (int64_t i = 0; i < turn.rows(); ++i) {
+    for (int64_t j = 0; j < i; ++j) turn(i, j) = -turn(j, i);
+    turn(i, i) = 0;
+  }
   source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
-    Mat a = Mat::uninitialized(chunk.x_q.rows(), plain.hidden);
-    plain_forward.attention_norm(ctx, w, chunk.x_q, a);
+    const double error = of_plain->objective(ctx, chunk, w).weighted;
+    EXPECT_GT(error, 0);
+    EXPECT_NEAR(of_normed->objective(ctx, chunk, w).weighted, error, 1e-4 * error);
+    const double energy = of_plain->energy(ctx, chunk).weighted;
+    EXPECT_NEAR(of_normed->energy(ctx, chunk).weighted, energy, 1e-4 * energy);
     for (const Role role : {Role::kQ, Role::kK}) {
-      Mat x = Mat::uninitialized(a.rows(), w[role].rows());
-      plain_forward.project(ctx, w, role, a, x);
-      for (int64_t i = 0; i < x.size(); ++i) x.data()[i] = std::copysign(1.0F, x.data()[i]);
-      Mat y = x.clone();
-      plain_forward.place(ctx, w, role, x);
-      normed_forward.place(ctx, w, role, y);
-      for (int64_t i = 0; i < x.size(); ++i) EXPECT_NEAR(x.data()[i], y.data()[i], 1e-5);
+      Mat d(plain.hidden, plain.hidden);
+      linalg::gemm_nn(1.0F, w[role], turn, 0.0F, d);
+      const auto slope_and_bend = [&](const Coupled& coupled) {
+        Mat gradient(d.rows(), d.cols());
+        Mat product(d.rows(), d.cols());
+        (void)coupled.descent(ctx, chunk, w, role, gradient, nullptr);
+        const double bend = coupled.curvature(ctx, chunk, w, role, d, product);
+        return std::pair(nn::inner_product(gradient, d), bend);
+      };
+      const auto [slope, bend] = slope_and_bend(*of_plain);
+      const auto [normed_slope, normed_bend] = slope_and_bend(*of_normed);
+      EXPECT_NEAR(normed_slope, slope, 1e-3 * std::sqrt(error * bend));
+      EXPECT_NEAR(normed_bend, bend, 1e-3 * bend);
     }
   });
 }
@@ -479,11 +676,14 @@ TEST(Correct, FullStrengthRecoversTheWeightThatUndoesTheInputError) {
   linalg::gemm_nn(1.0F, w, undo, 0.0F, expected);
   const LayerProblem problem{
       .weight = w, .solve = {.h = h, .cross_input = c}, .held_out = {.h = h, .cross_input = c}};
+  Mat product;
+  const ConstView missing = missing_output(ctx, problem, problem.held_out, product);
   for (const auto order : {solve::ColumnOrder::kNatural, solve::ColumnOrder::kActivation}) {
     const solve::Metric metric = solve::make_metric(ctx, h.clone(), {.fraction = 1e-7}, order);
-    const Target full = correct(ctx, problem, metric, 1.0);
-    const Target chosen = correct(ctx, problem, metric, {});  // the parabola's minimum is at 1
-    const Target none = correct(ctx, problem, metric, 0.0);
+    const Target full = correct(ctx, problem, metric, 1.0, missing, missing);
+    // The parabola's minimum is at 1.
+    const Target chosen = correct(ctx, problem, metric, {}, missing, missing);
+    const Target none = correct(ctx, problem, metric, 0.0, missing, missing);
     EXPECT_NEAR(chosen.strength, 1.0, 1e-3);
     for (int64_t i = 0; i < expected.size(); ++i) {
       EXPECT_NEAR(full.weight.data()[i], expected.data()[i], 1e-3);
@@ -491,7 +691,6 @@ TEST(Correct, FullStrengthRecoversTheWeightThatUndoesTheInputError) {
       EXPECT_EQ(none.weight.data()[i], w.data()[i]);
     }
   }
-  const Mat missing = missing_output(ctx, problem, problem.held_out);
   EXPECT_LT(layer_error(ctx, problem, problem.held_out, missing, expected),
             layer_error(ctx, problem, problem.held_out, missing, w));
 }
@@ -515,7 +714,7 @@ struct KnownCorrection {
     return correct(
         ctx, problem,
         solve::make_metric(ctx, h.clone(), {.fraction = 1e-6}, solve::ColumnOrder::kNatural),
-        strength);
+        strength, r, held_out);
   }
 };
 

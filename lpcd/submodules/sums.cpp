@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "lpcd/linalg/parallel.h"
 #include "lpcd/nn/ops.h"
@@ -9,27 +10,18 @@
 namespace lpcd::submodules {
 namespace {
 
-constexpr int64_t kRows = 256;  // rows per task
-
 double summed(const RunContext& ctx, int64_t rows,
               const std::function<double(int64_t, int64_t)>& part) {
-  std::vector<double> sums(static_cast<size_t>(ceil_div(rows, kRows)));
-  for_rows(ctx, rows,
-           [&](int64_t r0, int64_t n) { sums[static_cast<size_t>(r0 / kRows)] = part(r0, n); });
+  std::vector<double> sums(static_cast<size_t>(ceil_div(rows, linalg::kRowsPerTask)));
+  for_rows(ctx, rows, [&](int64_t r0, int64_t n) {
+    sums[static_cast<size_t>(r0 / linalg::kRowsPerTask)] = part(r0, n);
+  });
   double total = 0;
   for (const double s : sums) total += s;
   return total;
 }
 
 }  // namespace
-
-void for_rows(const RunContext& ctx, int64_t rows,
-              const std::function<void(int64_t, int64_t)>& body) {
-  linalg::parallel_for(ctx, ceil_div(rows, kRows), [&](int64_t task) {
-    const int64_t r0 = task * kRows;
-    body(r0, std::min(kRows, rows - r0));
-  });
-}
 
 double squared_norm(const RunContext& ctx, ConstView x) {
   return summed(ctx, x.rows(),
@@ -61,6 +53,40 @@ double squared_distance(const RunContext& ctx, ConstView x, ConstView y) {
   return summed(ctx, x.rows(), [&](int64_t r0, int64_t n) {
     return nn::squared_distance(x.rows_range(r0, n), y.rows_range(r0, n));
   });
+}
+
+double inner_product(const RunContext& ctx, ConstView x, ConstView y) {
+  return summed(ctx, x.rows(), [&](int64_t r0, int64_t n) {
+    return nn::inner_product(x.rows_range(r0, n), y.rows_range(r0, n));
+  });
+}
+
+void scale(const RunContext& ctx, double factor, FloatView x) {
+  const auto f = static_cast<float>(factor);
+  for_rows(ctx, x.rows(), [&](int64_t r0, int64_t n) {
+    for (int64_t r = r0; r < r0 + n; ++r) {
+      float* row = x.row(r);
+      for (int64_t c = 0; c < x.cols(); ++c) row[c] *= f;
+    }
+  });
+}
+
+void add_scaled(const RunContext& ctx, double factor, ConstView x, FloatView y) {
+  const auto f = static_cast<float>(factor);
+  for_rows(ctx, x.rows(), [&](int64_t r0, int64_t n) {
+    for (int64_t r = r0; r < r0 + n; ++r) {
+      const float* from = x.row(r);
+      float* to = y.row(r);
+      for (int64_t c = 0; c < x.cols(); ++c) to[c] += f * from[c];
+    }
+  });
+}
+
+Mat copied(const RunContext& ctx, ConstView x) {
+  Mat out = Mat::uninitialized(x.rows(), x.cols());
+  for_rows(ctx, x.rows(),
+           [&](int64_t r0, int64_t n) { copy(x.rows_range(r0, n), out.view().rows_range(r0, n)); });
+  return out;
 }
 
 void subtract(const RunContext& ctx, ConstView x, ConstView y, FloatView out) {
@@ -118,12 +144,18 @@ double squared_angles(const RunContext& ctx, ConstView x, ConstView y) {
   });
 }
 
-std::vector<float> column_energies(ConstView w) {
+std::vector<float> column_energies(const RunContext& ctx, ConstView w) {
   std::vector<float> sums(static_cast<size_t>(w.cols()));
-  for (int64_t r = 0; r < w.rows(); ++r) {
-    const float* row = w.row(r);
-    for (int64_t c = 0; c < w.cols(); ++c) sums[static_cast<size_t>(c)] += row[c] * row[c];
-  }
+  constexpr int64_t kColumns = 256;  // per task
+  linalg::parallel_for(ctx, ceil_div(w.cols(), kColumns), [&](int64_t task) {
+    const int64_t end = std::min(w.cols(), (task + 1) * kColumns);
+    for (int64_t r = 0; r < w.rows(); ++r) {
+      const float* row = w.row(r);
+      for (int64_t c = task * kColumns; c < end; ++c) {
+        sums[static_cast<size_t>(c)] += row[c] * row[c];
+      }
+    }
+  });
   return sums;
 }
 

@@ -1,15 +1,15 @@
 #pragma once
 
-#include <functional>
 #include <span>
 #include <vector>
 
 #include "lpcd/base/context.h"
+#include "lpcd/linalg/parallel.h"
 #include "lpcd/tensor/mat.h"
 
 namespace lpcd::submodules {
 
-// Element-wise work and sums over rows on all threads. Rows are cut every 256, sums are added in
+// Element-wise work and sums over rows on all threads. Sums of the tasks of for_rows() are added in
 // the order of the rows: the same bits for any number of threads.
 
 /// A sum of squares over tokens.
@@ -24,9 +24,7 @@ struct SquaredSum {
   }
 };
 
-/// body(first row, rows) in parallel.
-void for_rows(const RunContext& ctx, int64_t rows,
-              const std::function<void(int64_t, int64_t)>& body);
+using linalg::for_rows;
 [[nodiscard]] double squared_norm(const RunContext& ctx, ConstView x);
 /// Rows t count weights[t] times; no weights: once.
 [[nodiscard]] double weighted_squared_norm(const RunContext& ctx, std::span<const float> weights,
@@ -35,6 +33,11 @@ void for_rows(const RunContext& ctx, int64_t rows,
 [[nodiscard]] SquaredSum squared_sum_of_scaled(const RunContext& ctx,
                                                std::span<const float> weights, ConstView x);
 [[nodiscard]] double squared_distance(const RunContext& ctx, ConstView x, ConstView y);
+[[nodiscard]] double inner_product(const RunContext& ctx, ConstView x, ConstView y);
+/// x *= factor; y += factor x.
+void scale(const RunContext& ctx, double factor, FloatView x);
+void add_scaled(const RunContext& ctx, double factor, ConstView x, FloatView y);
+[[nodiscard]] Mat copied(const RunContext& ctx, ConstView x);
 /// out = x - y.
 void subtract(const RunContext& ctx, ConstView x, ConstView y, FloatView out);
 /// x *= y.
@@ -59,6 +62,6 @@ void scale_rows(const RunContext& ctx, std::span<const float> weights, FloatView
 /// Sum of squares of each row.
 [[nodiscard]] std::vector<float> row_energies(const RunContext& ctx, ConstView x);
 /// Sum of squares of each column.
-[[nodiscard]] std::vector<float> column_energies(ConstView w);
+[[nodiscard]] std::vector<float> column_energies(const RunContext& ctx, ConstView w);
 
 }  // namespace lpcd::submodules

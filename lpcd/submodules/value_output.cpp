@@ -68,7 +68,7 @@ class ValueOutput final : public Coupled {
 
   void finish_factors(const RunContext& ctx, const BlockWeights& w, Role /*role*/, int64_t tokens,
                       Factors& sums) const override {
-    const std::vector<float> head_energy = head_energies(w);
+    const std::vector<float> head_energy = head_energies(ctx, w);
     double total = 0;
     for (const float e : head_energy) total += static_cast<double>(e);
     const double scale = 2.0 / std::max(total * static_cast<double>(tokens), 1e-30);
@@ -110,8 +110,8 @@ class ValueOutput final : public Coupled {
   [[nodiscard]] int64_t tile() const { return forward_.tiling().row_tile; }
 
   // |Wo_h|^2 of every query head.
-  std::vector<float> head_energies(const BlockWeights& w) const {
-    const std::vector<float> columns = column_energies(w[Role::kO]);
+  std::vector<float> head_energies(const RunContext& ctx, const BlockWeights& w) const {
+    const std::vector<float> columns = column_energies(ctx, w[Role::kO]);
     std::vector<float> heads(static_cast<size_t>(config_.heads));
     for (size_t c = 0; c < columns.size(); ++c) {
       heads[c / static_cast<size_t>(config_.head_dim)] += columns[c];
@@ -137,7 +137,7 @@ class ValueOutput final : public Coupled {
                    const Prepared& p, Factors& sums) const {
     const int64_t d = config_.head_dim;
     const int64_t length = forward_.tiling().seq_len;
-    const std::vector<float> head_energy = head_energies(w);
+    const std::vector<float> head_energy = head_energies(ctx, w);
     const int64_t group = config_.heads / config_.kv_heads;
     // Slab by slab, so that the order of the sums does not depend on the size of the chunk.
     const int64_t slab = std::min(forward_.tiling().slab_rows, p.a.rows());
