@@ -1,5 +1,7 @@
 #include "commands.h"
 
+#include <signal.h>
+
 namespace lpcd::cli {
 
 std::vector<std::unique_ptr<Command>> make_commands() {
@@ -52,5 +54,7 @@ RunContext Command::context(const Environment& environment, ProgressLine& progre
   ctx.progress = [&progress](const Progress& p) { progress.update(p); };
   return ctx;
 }
+
+void Command::outlive_readers() { signal(SIGPIPE, SIG_IGN); }
 
 }  // namespace lpcd::cli

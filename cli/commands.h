@@ -31,6 +31,10 @@ class Command {
   /// Options that all subcommands share.
   void add_common(bool json, bool threads);
   [[nodiscard]] RunContext context(const Environment& environment, ProgressLine& progress) const;
+  /// From here on a pipe whose reader has ended, say a `tee`, does not end the process: lines for
+  /// stderr go nowhere, and a result that is lost becomes kWriteFailed. For commands whose work is
+  /// worth more than what they print; the others end quietly, as in `lpcd inspect | head`.
+  static void outlive_readers();
 
   CLI::App* app_ = nullptr;
   std::vector<HelpEntry> help_;

@@ -33,7 +33,7 @@ void install_signal_handlers() {
     action.sa_handler = &on_signal;
     sigaction(number, &action, nullptr);
   }
-  signal(SIGPIPE, SIG_DFL);
+  signal(SIGPIPE, SIG_DFL);  // until Command::outlive_readers
 }
 
 // A file of ours that got the number of a closed stream would receive what is printed: the number

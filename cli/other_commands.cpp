@@ -29,6 +29,7 @@ class EvalCommand final : public Command {
   }
   int run(const Environment& environment) override {
     require(options_.model, "eval needs a PATH; see lpcd eval --help");
+    outlive_readers();
     ProgressLine progress(quiet_);
     const EvaluateResult result = evaluate(options_, context(environment, progress));
     progress.finish();
@@ -65,6 +66,7 @@ class ExportCommand final : public Command {
   int run(const Environment& environment) override {
     require(options_.source, "export needs a RUN; see lpcd export --help");
     require(options_.format, "export needs --format F; see lpcd export --help");
+    outlive_readers();
     ProgressLine progress(quiet_);
     const std::string path = export_model(options_, context(environment, progress));
     progress.finish();

@@ -30,6 +30,7 @@ class QuantizeCommand final : public Command {
       throw Error(ErrorCode::kBadOption,
                   "quantize needs --out DIR (or --dry-run); see lpcd quantize --help");
     }
+    if (!options_.dry_run) outlive_readers();
     ProgressLine progress(quiet_);
     const RunContext ctx = context(environment, progress);
     try {

@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run at a safe point and say how to go on; that command works."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run at a safe point and say how to go on; that command works. Readers of its output
+that end do not end it."""
 
 import shlex
 import signal
@@ -43,3 +44,22 @@ with tempfile.TemporaryDirectory() as folder:
     done = lpcd(*base, "--out", out, "--resume")
     check(done.returncode == 0, done.stderr)
     check(model_bytes(out) == model_bytes(work / "expected"), "closed terminal: other bytes after resuming")
+
+    # Readers that end, as `tee` does at Ctrl-C or with its terminal.
+    def without_reader(stream, *arguments):
+        ours, theirs = os.pipe()
+        os.close(ours)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: theirs}
+        done = subprocess.run([LPCD, *map(str, arguments)], text=True, **streams)
+        os.close(theirs)
+        return done
+
+    loud = [a for a in base if a != "--quiet"]
+    for stream, code in (("stderr", 0), ("stdout", 4)):
+        out = work / f"no-{stream}"
+        done = without_reader(stream, *loud, "--out", out)
+        check(done.returncode == code, f"{stream} without reader: exit {done.returncode}, {done.stderr}")
+        check(model_bytes(out) == model_bytes(work / "expected"), f"{stream} without reader: other bytes")
+    check("standard output" in done.stderr, done.stderr)
+    done = without_reader("stdout", "inspect", model)
+    check(done.returncode == -signal.SIGPIPE and not done.stderr, f"inspect | head: {done.returncode}, {done.stderr}")
