@@ -1,5 +1,6 @@
 #include "lpcd/eval/evaluate.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "lpcd/api/boundary.h"
@@ -16,6 +17,9 @@
 namespace lpcd {
 namespace {
 
+// Some is for the program and for what the system keeps.
+uint64_t usable_memory() { return pipeline::available_memory() / 10 * 9; }
+
 eval::Windows load_windows(const EvaluateOptions& o, const RunContext& ctx,
                            const arch::Model& model, const arch::Model* reference,
                            const std::optional<text::Tokenizer>& tokenizer) {
@@ -25,9 +29,18 @@ eval::Windows load_windows(const EvaluateOptions& o, const RunContext& ctx,
   calib::DatasetOptions d{
       .samples = o.samples, .seq_len = o.seq_len, .seed = o.seed, .text_key = o.text_key};
   if (o.ppl == "self") {
-    const calib::Dataset data = calib::sample_from_model(
-        ctx, reference != nullptr ? *reference : model, tokenizer ? &*tokenizer : nullptr, d, 1.0,
-        pipeline::available_memory() / 2);
+    const arch::Model& writer = reference != nullptr ? *reference : model;
+    const uint64_t needed = calib::sampling_cost(writer.config(), o.samples, o.seq_len).bytes;
+    const uint64_t usable = usable_memory();
+    if (needed > usable) {
+      raise(ErrorCode::kMemoryBudget,
+            "--ppl self: writing the text takes {} of the machine's {}; lower --seq-len, or give a "
+            "text with --ppl FILE",
+            format_bytes(needed), format_bytes(pipeline::available_memory()));
+    }
+    const calib::Dataset data =
+        calib::sample_from_model(ctx, writer, tokenizer ? &*tokenizer : nullptr, d, 1.0,
+                                 std::min(usable - needed, pipeline::available_memory() / 2));
     return eval::make_windows(data.ids, o.seq_len, o.max_tokens, mode, leading, "self");
   }
   if (o.ppl.ends_with(".safetensors")) {
@@ -125,25 +138,21 @@ void check_length(int64_t seq_len, const arch::Model& model) {
 }
 
 // The hidden states of all tokens are kept, of both models.
-void check_memory(const eval::Windows& windows, const arch::Model& model,
+void check_memory(int64_t tokens, int64_t seq_len, const arch::Model& model,
                   const arch::Model* reference) {
-  const auto states = [&](const arch::Model& m) {
-    return sizeof(float) * static_cast<uint64_t>(windows.count() * windows.seq_len) *
-           static_cast<uint64_t>(m.config().hidden);
-  };
-  const uint64_t needed = states(model) + (reference != nullptr ? states(*reference) : 0);
-  const uint64_t available = pipeline::available_memory();
-  if (needed < available / 10 * 9) return;
+  const uint64_t needed = eval::comparison_bytes(
+      model.config(), reference != nullptr ? &reference->config() : nullptr, tokens, seq_len);
+  if (needed <= usable_memory()) return;
   raise(ErrorCode::kMemoryBudget,
-        "the activations of {} tokens take {} of the machine's {}; lower --max-tokens",
-        windows.count() * windows.seq_len, format_bytes(needed), format_bytes(available));
+        "evaluating {} tokens takes {} of the machine's {}; lower --max-tokens", tokens,
+        format_bytes(needed), format_bytes(pipeline::available_memory()));
 }
 
 void measure_perplexity(const RunContext& ctx, const arch::Model& model,
                         const arch::Model* reference, const eval::Windows& windows,
                         EvaluateResult& result) {
   check_length(windows.seq_len, model);
-  check_memory(windows, model, reference);
+  check_memory(windows.count() * windows.seq_len, windows.seq_len, model, reference);
   const eval::Comparison c = eval::compare(ctx, model, reference, windows);
   result.windows = windows.count();
   result.tokens = c.model.tokens;
@@ -212,6 +221,11 @@ EvaluateResult evaluate_unguarded(const EvaluateOptions& options, const RunConte
     const arch::Model* original = reference ? &*reference : nullptr;
     // Before the text is written or read; token ids in a file have a length of their own.
     if (!resolved.ppl.ends_with(".safetensors")) check_length(resolved.seq_len, model);
+    if (resolved.ppl == "self") {
+      int64_t tokens = resolved.samples * resolved.seq_len;
+      if (resolved.max_tokens > 0) tokens = std::min(tokens, resolved.max_tokens);
+      check_memory(tokens, resolved.seq_len, model, original);
+    }
     const eval::Windows windows = load_windows(resolved, ctx, model, original, tokenizer);
     resolved.seq_len = windows.seq_len;
     measure_perplexity(ctx, model, original, windows, result);

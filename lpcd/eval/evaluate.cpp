@@ -139,6 +139,28 @@ Windows make_windows(std::vector<int32_t> tokens, int64_t seq_len, int64_t max_t
   return {.ids = std::move(tokens), .seq_len = seq_len, .mode = mode};
 }
 
+uint64_t comparison_bytes(const arch::ModelConfig& model, const arch::ModelConfig* reference,
+                          int64_t tokens, int64_t seq_len) {
+  const auto f32 = [](int64_t rows, int64_t cols) {
+    return sizeof(float) * static_cast<uint64_t>(rows) * static_cast<uint64_t>(cols);
+  };
+  const int64_t chunk = std::min(tokens, arch::SequenceTiling::for_length(seq_len).chunk_rows);
+  uint64_t states = 0;
+  uint64_t block = 0;  // of one model at a time
+  uint64_t heads = 0;
+  for (const arch::ModelConfig* c : {&model, reference}) {
+    if (c == nullptr) continue;
+    const int64_t q = c->heads * c->head_dim;
+    const int64_t kv = c->kv_heads * c->head_dim;
+    states += f32(tokens, c->hidden);
+    // With a matrix on its way from the file, and what BlockForward::run keeps of a chunk.
+    block = std::max(block, f32(c->linear_parameters(), 1) + f32(std::max(c->ffn, q), c->hidden) +
+                                f32(chunk, c->hidden + q + c->ffn + std::max(q + 2 * kv, c->ffn)));
+    heads += f32(c->vocab_size, c->hidden) + f32(kRowsPerPass, c->hidden + c->vocab_size);
+  }
+  return states + std::max(block, heads);
+}
+
 Comparison compare(const RunContext& ctx, const arch::Model& model, const arch::Model* reference,
                    const Windows& windows) {
   calib::check_ids(windows.ids, model.config().vocab_size, "evaluation text");

@@ -65,9 +65,16 @@ struct Comparison {
   std::vector<BlockError> block_errors;  ///< empty without a reference of the same shape
 };
 
+/// What compare() takes of memory for so many tokens in windows of seq_len; `reference` may be
+/// null.
+[[nodiscard]] uint64_t comparison_bytes(const arch::ModelConfig& model,
+                                        const arch::ModelConfig* reference, int64_t tokens,
+                                        int64_t seq_len);
+
 /// Scores `model` on the windows, and `reference` beside it if given.
 ///
-/// Memory    hidden states of all windows for each model, both heads, and the logits of 256 rows.
+/// Memory    comparison_bytes(): hidden states of all windows for each model; beside them one block
+///           and the temporaries of a chunk, later both heads and the logits of 256 rows.
 /// Errors    kBadModel if the vocabularies differ or an id is outside them; kNonFinite.
 [[nodiscard]] Comparison compare(const RunContext& ctx, const arch::Model& model,
                                  const arch::Model* reference, const Windows& windows);

@@ -95,5 +95,23 @@ TEST(Compare, OfModelsOfOtherShapesHasNoErrorsOfBlocks) {
   EXPECT_TRUE(compare(ctx, three, nullptr, some_windows()).block_errors.empty());
 }
 
+// Of a small model with a large vocabulary the heads are most of it, of others a block.
+TEST(Compare, SaysWhatItTakes) {
+  const uint64_t tokens = 4096;
+  arch::ModelConfig c = TinyModel{}.open().config();
+  const uint64_t states = 4 * tokens * 64;
+  c.vocab_size = 150'000;
+  const uint64_t head = 4 * (150'000 * (64 + 256) + 64 * 256);
+  EXPECT_EQ(comparison_bytes(c, nullptr, tokens, 32), states + head);
+  EXPECT_EQ(comparison_bytes(c, &c, tokens, 32), 2 * (states + head));
+  c.vocab_size = 256;
+  c.ffn = 100'000;  // gate, up and down, one of them twice, and gate and up of a chunk
+  const uint64_t least = 4 * 100'000 * (4 * 64 + 2 * tokens);
+  EXPECT_GT(comparison_bytes(c, nullptr, tokens, 32), states + least);
+  EXPECT_LT(comparison_bytes(c, nullptr, tokens, 32), states + least + least / 100);
+  // The other model takes its turn.
+  EXPECT_EQ(comparison_bytes(c, &c, tokens, 32), states + comparison_bytes(c, nullptr, tokens, 32));
+}
+
 }  // namespace
 }  // namespace lpcd::eval

@@ -16,6 +16,7 @@ namespace lpcd {
 namespace {
 
 using testing::expect_error;
+using testing::TinyModel;
 using EvaluateTest = testing::WholeRun;
 
 TEST_F(EvaluateTest, WindowsBeyondTheModelAreRefusedBeforeTextIsWritten) {
@@ -26,6 +27,25 @@ TEST_F(EvaluateTest, WindowsBeyondTheModelAreRefusedBeforeTextIsWritten) {
   o.seq_len = 1024;
   expect_error([&] { evaluate(o, ctx_); }, ErrorCode::kBadOption,
                "beyond the model's 512 positions");
+  EXPECT_EQ(reports, 0);
+}
+
+TEST_F(EvaluateTest, TooLittleMemoryIsSaidBeforeTextIsWritten) {
+  int reports = 0;
+  ctx_.progress = [&](const Progress&) { ++reports; };
+  EvaluateOptions o;
+  o.model = model_;
+  o.samples = 1 << 24;  // 2 TiB of hidden states
+  expect_error([&] { evaluate(o, ctx_); }, ErrorCode::kMemoryBudget, "lower --max-tokens");
+  // One sequence at a time, with a cache of 256 GiB; few tokens of it are wanted.
+  TinyModel{.blocks = 8, .heads = 64, .kv_heads = 64, .head_dim = 64}.write(model_);
+  Json config = parse_json(testing::file_bytes(model_ + "/config.json"), "config.json");
+  config["max_position_embeddings"] = 1 << 20;
+  io::write_file(model_ + "/config.json", dump_json(config));
+  o.seq_len = 1 << 20;
+  o.samples = 1;
+  o.max_tokens = 512;
+  expect_error([&] { evaluate(o, ctx_); }, ErrorCode::kMemoryBudget, "with --ppl FILE");
   EXPECT_EQ(reports, 0);
 }
 
