@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -103,6 +104,45 @@ TEST(Json, RefusesWhatReadersDisagreeAbout) {
   const Error nul = caught([] { (void)parse_json(std::string_view("{}\0{}", 5), "f"); });
   EXPECT_EQ(nul.code(), ErrorCode::kBadFile);
   EXPECT_NE(nul.message().find("NUL byte at offset 2"), std::string::npos);
+}
+
+TEST(Json, ValuesAreThoseOfTheLibrarysOwnParser) {
+  const std::string text =
+      R"([{"b": [], "a": [[1, -2, {"c": null}, "\u00e9\n"], {}], "": {"x": {"y": true}, "z": 1}},
+          0.5, -0.0, 18446744073709551615, -9223372036854775808, 1e300, false, "", [[[]]]])";
+  const Json json = parse_json(text, "f");
+  EXPECT_EQ(json, Json::parse(text));
+  EXPECT_TRUE(json[3].is_number_unsigned());
+  EXPECT_TRUE(json[4].is_number_integer());
+  EXPECT_TRUE(json[1].is_number_float());
+  for (const char* scalar : {"null", "7", "\"s\""}) {
+    EXPECT_EQ(parse_json(scalar, "f"), Json::parse(scalar));
+  }
+  const auto nested = [](int depth) { return std::string(depth, '[') + std::string(depth, ']'); };
+  EXPECT_NO_THROW((void)parse_json(nested(5), "f", 5));
+  EXPECT_EQ(caught([&] { (void)parse_json(nested(6), "f", 5); }).message(),
+            "f: JSON nested deeper than 5 levels; refusing to read it");
+  EXPECT_NE(caught([] { (void)parse_json("{\"a\": 1e400}", "f"); })
+                .message()
+                .find("f: not valid JSON (number overflow parsing '1e400'"),
+            std::string::npos);
+  EXPECT_NE(caught([] { (void)parse_json("[1, 2", "f"); })
+                .message()
+                .find("f: not valid JSON (parse error at line 1, "),
+            std::string::npos);
+}
+
+// The header of a safetensors file may have as many entries as this. Looking through all of them
+// at the end of each takes minutes.
+TEST(Json, TakesTimeInProportionToTheEntriesOfAnObject) {
+  std::string text = "{";
+  for (int i = 0; i < 200'000; ++i) {
+    text += fmt::format("{}\"t{}\": {{\"shape\": [1, 2]}}", i == 0 ? "" : ",", i);
+  }
+  text += "}";
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_EQ(parse_json(text, "f").size(), 200'000U);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(40));
 }
 
 TEST(Json, MessagesAreShortLinesOfAsciiWhateverTheFileHolds) {

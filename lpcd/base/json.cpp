@@ -1,7 +1,6 @@
 #include "lpcd/base/json.h"
 
 #include <cmath>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -20,6 +19,88 @@ std::string for_message(std::string text) {
   return text;
 }
 
+// Makes the tree from the events of the parser, with the checks that parse_json promises. (The
+// library's own builder with a callback looks through all members of an object whenever one of them
+// ends: minutes for a header of some MB.)
+class TreeBuilder final : public nlohmann::json_sax<Json> {
+ public:
+  TreeBuilder(std::string_view what, int max_depth) : what_(what), max_depth_(max_depth) {}
+
+  bool null() override { return put(nullptr); }
+  bool boolean(bool value) override { return put(value); }
+  bool number_integer(number_integer_t value) override { return put(value); }
+  bool number_unsigned(number_unsigned_t value) override { return put(value); }
+  bool number_float(number_float_t value, const string_t& /*text*/) override { return put(value); }
+  bool string(string_t& value) override { return put(std::move(value)); }
+  bool binary(binary_t& value) override { return put(std::move(value)); }  // JSON has none
+
+  bool start_object(std::size_t /*size*/) override { return open(Json::object()); }
+  bool start_array(std::size_t /*size*/) override { return open(Json::array()); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+
+  bool key(string_t& name) override {
+    auto& members = open_.back()->get_ref<Json::object_t&>();
+    const auto [it, added] = members.try_emplace(name);
+    if (!added) {
+      raise(ErrorCode::kBadFile, "{}: key {} appears twice in one object; remove one of them",
+            what_, for_message(dump_json(name)));
+    }
+    member_ = &it->second;
+    return true;
+  }
+
+  bool parse_error(std::size_t /*position*/, const std::string& /*last_token*/,
+                   const Json::exception& error) override {
+    error_ = error.what();
+    return false;
+  }
+
+  [[nodiscard]] const std::string& error() const { return error_; }
+  [[nodiscard]] Json take() { return std::move(root_); }
+
+ private:
+  bool put(Json value) {
+    place(std::move(value));
+    return true;
+  }
+
+  bool open(Json container) {
+    open_.push_back(place(std::move(container)));
+    if (std::cmp_greater(open_.size(), max_depth_)) {
+      raise(ErrorCode::kBadFile, "{}: JSON nested deeper than {} levels; refusing to read it",
+            what_, max_depth_);
+    }
+    return true;
+  }
+
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
+  // Stays where it is as long as it is open: an array grows only while none of its elements is.
+  Json* place(Json value) {
+    if (open_.empty()) {
+      root_ = std::move(value);
+      return &root_;
+    }
+    if (open_.back()->is_array()) {
+      open_.back()->push_back(std::move(value));
+      return &open_.back()->back();
+    }
+    *member_ = std::move(value);
+    return member_;
+  }
+
+  std::string_view what_;
+  int max_depth_;
+  Json root_;
+  std::vector<Json*> open_;  // from the root inwards
+  Json* member_ = nullptr;   // of the innermost object: whose value is next
+  std::string error_;
+};
+
 }  // namespace
 
 Json parse_json(std::string_view text, std::string_view what, int max_depth) {
@@ -29,41 +110,14 @@ Json parse_json(std::string_view text, std::string_view what, int max_depth) {
           "{}: not valid JSON (NUL byte at offset {}); the file is damaged or incomplete", what,
           nul);
   }
-  // Keys seen so far in each open object; arrays push an empty set to keep the depth.
-  std::vector<std::unordered_set<std::string>> open;
-  const auto watch = [&](int /*depth*/, Json::parse_event_t event, Json& value) {
-    switch (event) {
-      case Json::parse_event_t::object_start:
-      case Json::parse_event_t::array_start:
-        open.emplace_back();
-        if (std::cmp_greater(open.size(), max_depth)) {
-          raise(ErrorCode::kBadFile, "{}: JSON nested deeper than {} levels; refusing to read it",
-                what, max_depth);
-        }
-        break;
-      case Json::parse_event_t::object_end:
-      case Json::parse_event_t::array_end:
-        open.pop_back();
-        break;
-      case Json::parse_event_t::key:
-        if (!open.back().insert(value.get_ref<const std::string&>()).second) {
-          raise(ErrorCode::kBadFile, "{}: key {} appears twice in one object; remove one of them",
-                what, for_message(dump_json(value)));
-        }
-        break;
-      case Json::parse_event_t::value:
-        break;
-    }
-    return true;
-  };
-  try {
-    return Json::parse(text.begin(), text.end(), watch);
-  } catch (const Json::exception& e) {
-    std::string detail = e.what();  // "[json.exception.parse_error.101] parse error at line 1, ..."
+  TreeBuilder builder(what, max_depth);
+  if (!Json::sax_parse(text.begin(), text.end(), &builder)) {
+    std::string detail = builder.error();  // "[json.exception.parse_error.101] parse error at ..."
     if (const size_t end = detail.find("] "); end != std::string::npos) detail.erase(0, end + 2);
     raise(ErrorCode::kBadFile, "{}: not valid JSON ({}); the file is damaged or incomplete", what,
           for_message(std::move(detail)));
   }
+  return builder.take();
 }
 
 std::string dump_json(const Json& value, int indent) {
