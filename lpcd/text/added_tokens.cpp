@@ -92,10 +92,13 @@ std::optional<StringFinder::Found> StringFinder::find(std::string_view text, siz
 AddedTokens::AddedTokens(std::vector<AddedToken> tokens, const Normalizer& normalizer,
                          const std::string& where)
     : tokens_(std::move(tokens)) {
+  size_t bytes = 0;
+  for (const AddedToken& token : tokens_) bytes += token.content.size();
+  GrowthLimit limit(bytes, where);
   for (size_t i = 0; i < tokens_.size(); ++i) {
     const AddedToken& token = tokens_[i];
     bool at_start = true;
-    decoded_.push_back(token.normalized ? normalizer.apply(token.content, at_start)
+    decoded_.push_back(token.normalized ? normalizer.apply(token.content, at_start, limit)
                                         : token.content);
     StringFinder& finder = token.normalized ? normalized_ : verbatim_;
     if (decoded_[i].empty() || !finder.add(decoded_[i], static_cast<int32_t>(i))) {

@@ -59,7 +59,8 @@ class StringFinder {
 class AddedTokens {
  public:
   AddedTokens() = default;
-  /// Errors    kBadFile if two tokens become the same, or one nothing, by normalization.
+  /// Errors    kBadFile if two tokens become the same, or one nothing, by normalization, or if it
+  ///           makes too much of them.
   AddedTokens(std::vector<AddedToken> tokens, const Normalizer& normalizer,
               const std::string& where);
 
@@ -69,11 +70,11 @@ class AddedTokens {
 
   /// Calls `token(id)` and `text(part, at_start)` for what the normalized text consists of.
   template <typename Token, typename Text>
-  void split(std::string_view whole, const Normalizer& normalizer, Token&& token,
-             Text&& text) const {
+  void split(std::string_view whole, const Normalizer& normalizer, GrowthLimit& limit,
+             Token&& token, Text&& text) const {
     split_by(verbatim_, whole, true, token, [&](std::string_view part, bool at_start) {
       const std::string normal =
-          normalizer.empty() ? std::string() : normalizer.apply(part, at_start);
+          normalizer.empty() ? std::string() : normalizer.apply(part, at_start, limit);
       split_by(normalized_, normalizer.empty() ? part : normal, at_start, token, text);
     });
   }

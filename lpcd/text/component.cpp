@@ -18,7 +18,28 @@ std::variant<std::string, Regex> read_pattern(const Json& pattern, const std::st
   return literal;
 }
 
+// NFKC makes 33 bytes of the 3 of U+FDFA, and ByteLevel 2 of each byte after that; next to nothing
+// of a text grows by as much.
+constexpr size_t kMaxGrowth = 32;
+constexpr size_t kMinGrowthBytes = 1 << 20;  // of short texts, which a step may put much around
+
 }  // namespace
+
+void check_step_count(size_t steps, size_t max, const std::string& where) {
+  if (steps > max) {
+    raise(ErrorCode::kBadFile, "{}: more than {} steps; the file is damaged", where, max);
+  }
+}
+
+GrowthLimit::GrowthLimit(size_t text_bytes, std::string_view where)
+    : text_bytes_(text_bytes), left_(kMaxGrowth * text_bytes + kMinGrowthBytes), where_(where) {}
+
+void GrowthLimit::fail() const {
+  raise(ErrorCode::kBadFile,
+        "{}: the steps of the tokenizer add more than {} bytes to a text of {}; fetch the file of "
+        "the original model",
+        where_, kMaxGrowth * text_bytes_ + kMinGrowthBytes, text_bytes_);
+}
 
 std::string component_type(const Json& component, const std::string& where) {
   return JsonFields(component, where).string_at("type");
@@ -49,10 +70,12 @@ char32_t char_at(const JsonFields& fields, std::string_view key) {
 Pattern::Pattern(const Json& pattern, const std::string& where)
     : what_(read_pattern(pattern, where)) {}
 
-std::string Pattern::replace(std::string_view text, std::string_view content) const {
+std::string Pattern::replace(std::string_view text, std::string_view content,
+                             GrowthLimit& limit) const {
   std::string out;
   out.reserve(text.size());
   for_each_segment(text, [&](size_t begin, size_t end, bool is_match) {
+    if (is_match) limit.grow(end - begin, content.size());
     out += is_match ? content : text.substr(begin, end - begin);
   });
   return out;

@@ -12,6 +12,31 @@ namespace lpcd::text {
 /// Of sequences of components in sequences; real files have 2.
 constexpr int kMaxNesting = 8;
 
+/// kBadFile, naming the step after the last allowed one: `where` has more steps than `max`.
+void check_step_count(size_t steps, size_t max, const std::string& where);
+
+/// Bounds what the steps of a file add to a text: forty that double it make terabytes of a word.
+class GrowthLimit {
+ public:
+  /// For a text of so many bytes, or several texts together; `where` names the file.
+  GrowthLimit(size_t text_bytes, std::string_view where);
+
+  /// Some of the text has grown, or has not.
+  /// Errors    kBadFile if all of it has grown too much.
+  void grow(size_t from, size_t to) {
+    if (to <= from) return;
+    if (to - from > left_) fail();
+    left_ -= to - from;
+  }
+
+ private:
+  [[noreturn]] void fail() const;
+
+  size_t text_bytes_;
+  size_t left_;
+  std::string_view where_;
+};
+
 /// "type" of one component of a tokenizer.json; kBadFile without one.
 [[nodiscard]] std::string component_type(const Json& component, const std::string& where);
 
@@ -56,7 +81,8 @@ class Pattern {
   }
 
   /// All matches replaced.
-  [[nodiscard]] std::string replace(std::string_view text, std::string_view content) const;
+  [[nodiscard]] std::string replace(std::string_view text, std::string_view content,
+                                    GrowthLimit& limit) const;
 
  private:
   std::variant<std::string, Regex> what_;

@@ -12,6 +12,7 @@
 namespace lpcd::text {
 namespace {
 
+constexpr size_t kMaxDecoderSteps = 256;  // real files have up to 4
 constexpr int64_t kMaxStrip = 1'000'000;  // of characters; real files have 1
 
 // Byte of a token like "<0xE2>". A sign in front of one digit is fine, as in Rust.
@@ -65,11 +66,12 @@ void Decoder::add(const Json& json, const std::string& where, int depth) {
     unsupported_component(where, type,
                           "Sequence, ByteLevel, ByteFallback, Fuse, Replace, Strip and Metaspace");
   }
+  check_step_count(steps_.size(), kMaxDecoderSteps, where);
 }
 
-std::string Decoder::run(std::vector<std::string> tokens) const {
+std::string Decoder::run(std::vector<std::string> tokens, GrowthLimit& limit) const {
   for (const Step& step : steps_) {
-    tokens = std::visit([&](const auto& s) { return run(s, std::move(tokens)); }, step);
+    tokens = std::visit([&](const auto& s) { return run(s, std::move(tokens), limit); }, step);
   }
   std::string text;
   for (size_t i = 0; i < tokens.size(); ++i) {
@@ -79,7 +81,7 @@ std::string Decoder::run(std::vector<std::string> tokens) const {
   return text;
 }
 
-Decoder::Tokens Decoder::run(const ByteLevel& /*step*/, Tokens tokens) {
+Decoder::Tokens Decoder::run(const ByteLevel& /*step*/, Tokens tokens, GrowthLimit& /*limit*/) {
   std::string bytes;
   for (const std::string& token : tokens) {
     const size_t before = bytes.size();
@@ -96,7 +98,7 @@ Decoder::Tokens Decoder::run(const ByteLevel& /*step*/, Tokens tokens) {
   return {repair_utf8(bytes)};
 }
 
-Decoder::Tokens Decoder::run(const ByteFallback& /*step*/, Tokens tokens) {
+Decoder::Tokens Decoder::run(const ByteFallback& /*step*/, Tokens tokens, GrowthLimit& /*limit*/) {
   Tokens out;
   std::string bytes;
   const auto flush = [&] {
@@ -120,18 +122,18 @@ Decoder::Tokens Decoder::run(const ByteFallback& /*step*/, Tokens tokens) {
   return out;
 }
 
-Decoder::Tokens Decoder::run(const Fuse& /*step*/, Tokens tokens) {
+Decoder::Tokens Decoder::run(const Fuse& /*step*/, Tokens tokens, GrowthLimit& /*limit*/) {
   std::string all;
   for (const std::string& token : tokens) all += token;
   return {std::move(all)};
 }
 
-Decoder::Tokens Decoder::run(const Replace& step, Tokens tokens) {
-  for (std::string& token : tokens) token = step.pattern.replace(token, step.content);
+Decoder::Tokens Decoder::run(const Replace& step, Tokens tokens, GrowthLimit& limit) {
+  for (std::string& token : tokens) token = step.pattern.replace(token, step.content, limit);
   return tokens;
 }
 
-Decoder::Tokens Decoder::run(const Strip& step, Tokens tokens) {
+Decoder::Tokens Decoder::run(const Strip& step, Tokens tokens, GrowthLimit& /*limit*/) {
   for (std::string& token : tokens) {
     size_t begin = 0;
     size_t end = token.size();
@@ -150,7 +152,7 @@ Decoder::Tokens Decoder::run(const Strip& step, Tokens tokens) {
   return tokens;
 }
 
-Decoder::Tokens Decoder::run(const Metaspace& step, Tokens tokens) {
+Decoder::Tokens Decoder::run(const Metaspace& step, Tokens tokens, GrowthLimit& /*limit*/) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     std::string text;
     for (size_t at = 0; at < tokens[i].size();) {

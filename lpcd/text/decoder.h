@@ -17,7 +17,8 @@ class Decoder {
   /// From its JSON; null joins the tokens with spaces.
   Decoder(const Json& json, const std::string& where);
 
-  [[nodiscard]] std::string run(std::vector<std::string> tokens) const;
+  /// Errors    kBadFile beyond the limit.
+  [[nodiscard]] std::string run(std::vector<std::string> tokens, GrowthLimit& limit) const;
 
  private:
   using Tokens = std::vector<std::string>;
@@ -40,12 +41,12 @@ class Decoder {
   using Step = std::variant<ByteLevel, ByteFallback, Fuse, Replace, Strip, Metaspace>;
 
   void add(const Json& json, const std::string& where, int depth);
-  static Tokens run(const ByteLevel& step, Tokens tokens);
-  static Tokens run(const ByteFallback& step, Tokens tokens);
-  static Tokens run(const Fuse& step, Tokens tokens);
-  static Tokens run(const Replace& step, Tokens tokens);
-  static Tokens run(const Strip& step, Tokens tokens);
-  static Tokens run(const Metaspace& step, Tokens tokens);
+  static Tokens run(const ByteLevel& step, Tokens tokens, GrowthLimit& limit);
+  static Tokens run(const ByteFallback& step, Tokens tokens, GrowthLimit& limit);
+  static Tokens run(const Fuse& step, Tokens tokens, GrowthLimit& limit);
+  static Tokens run(const Replace& step, Tokens tokens, GrowthLimit& limit);
+  static Tokens run(const Strip& step, Tokens tokens, GrowthLimit& limit);
+  static Tokens run(const Metaspace& step, Tokens tokens, GrowthLimit& limit);
 
   bool joins_with_spaces_ = true;
   std::vector<Step> steps_;

@@ -1,11 +1,13 @@
 #include "lpcd/text/gguf_export.h"
 
-#include <filesystem>
 #include <unordered_map>
 
 #include "lpcd/base/json.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/io/file.h"
+#include "lpcd/text/model_file.h"
+#include "lpcd/text/normalizer.h"
+#include "lpcd/text/pre_tokenizer.h"
 #include "lpcd/text/tokenizer.h"
 
 namespace lpcd::text {
@@ -13,8 +15,9 @@ namespace {
 
 constexpr uint64_t kMaxBytes = 1ULL << 30;
 
-std::optional<Json> read_json(const std::string& path) {
-  if (!std::filesystem::exists(path)) return std::nullopt;
+std::optional<Json> read_json(const std::string& directory, const std::string& name) {
+  if (!has_model_file(directory, name)) return std::nullopt;
+  const std::string path = directory + "/" + name;
   return parse_json(io::read_text_file(path, kMaxBytes), path);
 }
 
@@ -85,11 +88,12 @@ std::string merge_text(const Json& merge, const std::string& where) {
 }
 
 std::string chat_template_of(const std::string& directory, const Json& config) {
-  const std::string path = directory + "/chat_template.jinja";
-  if (io::exists(path)) return io::read_text_file(path, kMaxBytes);
+  if (has_model_file(directory, "chat_template.jinja")) {
+    return io::read_text_file(directory + "/chat_template.jinja", kMaxBytes);
+  }
   Json value = config.is_object() ? config.value("chat_template", Json()) : Json();
   if (value.is_null()) {
-    const Json file = read_json(directory + "/chat_template.json").value_or(Json::object());
+    const Json file = read_json(directory, "chat_template.json").value_or(Json::object());
     value = file.is_object() ? file.value("chat_template", Json()) : Json();
   }
   if (value.is_string()) return value.get<std::string>();
@@ -124,7 +128,7 @@ std::optional<std::string> pre_name(std::string_view pre_tokenizer_json, bool ig
 
 std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory, int64_t size) {
   const std::string path = directory + "/tokenizer.json";
-  const auto json = read_json(path);
+  const auto json = read_json(directory, "tokenizer.json");
   if (!json) return std::nullopt;
   const JsonFields fields(*json, path);
   const JsonFields model(fields.object_at("model"), path + ": model");
@@ -194,11 +198,9 @@ std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory
       double& score = v.scores[static_cast<size_t>(it->second)];
       if (score == 0) score = rank;  // the first merge that makes it
     }
-    const std::string normalizer = dump_json(json->value("normalizer", Json()));
-    const std::string pre = dump_json(json->value("pre_tokenizer", Json()));
-    v.add_space_prefix =
-        normalizer.find("Prepend") != std::string::npos ||
-        (pre.find("Metaspace") != std::string::npos && pre.find("\"never\"") == std::string::npos);
+    const Normalizer normalizer(json->value("normalizer", Json()), path + ": normalizer");
+    const PreTokenizer pre(json->value("pre_tokenizer", Json()), path + ": pre_tokenizer");
+    v.add_space_prefix = normalizer.prepends() || pre.marks_beginning();
   } else {
     v.model = "gpt2";
     for (const Json& merge : merges) v.merges.push_back(merge_text(merge, path));
@@ -209,7 +211,7 @@ std::optional<ExportedVocabulary> export_vocabulary(const std::string& directory
     // The same words with other merges are nearer than no name at all.
     v.pre = name ? *name : pre_name(steps, !ignore_merges).value_or("default");
   }
-  const Json config = read_json(directory + "/tokenizer_config.json").value_or(Json::object());
+  const Json config = read_json(directory, "tokenizer_config.json").value_or(Json::object());
   v.bos_id = id_of(config, "bos_token", ids);
   v.eos_id = id_of(config, "eos_token", ids);
   result.padding_id = id_of(config, "pad_token", ids);

@@ -123,6 +123,43 @@ TEST(ExportVocabulary, AddedTokensAreTypedByTheirLooks) {
                               "no space");
 }
 
+// Both spellings of Metaspace, and words that only look like a step.
+TEST(ExportVocabulary, ASpaceInFrontIsAddedWhereTheStepsDo) {
+  const TemporaryDirectory dir;
+  const auto prefix = [&](const Json& normalizer, const Json& pre_tokenizer) {
+    const Json json = {{"version", "1.0"},
+                       {"normalizer", normalizer},
+                       {"pre_tokenizer", pre_tokenizer},
+                       {"model",
+                        {{"type", "BPE"},
+                         {"byte_fallback", true},
+                         {"vocab", {{"a", 0}, {"b", 1}, {"ab", 2}}},
+                         {"merges", {"a b"}}}}};
+    io::write_file(dir / "tokenizer.json", dump_json(json));
+    return export_vocabulary(dir.path(), 3)->vocabulary.add_space_prefix;
+  };
+  const auto metaspace = [](const Json& fields) {
+    Json step = {{"type", "Metaspace"}, {"replacement", "\u2581"}};
+    step.update(fields);
+    return step;
+  };
+  const Json always = metaspace({{"add_prefix_space", true}});
+  const Json never = metaspace({{"add_prefix_space", false}});
+  EXPECT_EQ(prefix(nullptr, always), true);
+  EXPECT_EQ(prefix(nullptr, never), false);
+  EXPECT_EQ(prefix(nullptr, metaspace({{"prepend_scheme", "first"}})), true);
+  EXPECT_EQ(prefix(nullptr, metaspace({{"prepend_scheme", "never"}})), false);
+  EXPECT_EQ(prefix(nullptr, {{"type", "Sequence"}, {"pretokenizers", {never, always}}}), true);
+  EXPECT_EQ(
+      prefix(nullptr, {{"type", "Sequence"},
+                       {"pretokenizers", {metaspace({{"prepend_scheme", "never"}}), always}}}),
+      true);
+  EXPECT_EQ(prefix({{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", "Prepend"}},
+                   nullptr),
+            false);
+  EXPECT_EQ(prefix({{"type", "Prepend"}, {"prepend", "\u2581"}}, never), true);
+}
+
 TEST(ExportVocabulary, SentencePieceGetsScoresThatOrderItsMerges) {
   const TemporaryDirectory dir;
   const Json json = {

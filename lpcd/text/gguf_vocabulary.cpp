@@ -364,6 +364,11 @@ std::string tokenizer_json(const GgufVocabulary& vocabulary, const std::string& 
 
 Tokenizer from_vocabulary(const GgufVocabulary& vocabulary, const std::string& where) {
   auto impl = Tokenizer::Impl::read(tokenizer_json(vocabulary, where), where);
+  for (size_t i = 0; i < vocabulary.tokens.size(); ++i) {
+    const bool unused =
+        !vocabulary.token_types.empty() && vocabulary.token_types[i] == token_type::kUnused;
+    if (unused || vocabulary.tokens[i].empty()) impl->unused.insert(static_cast<int32_t>(i));
+  }
   const auto add = [&](std::optional<int64_t> id) {
     if (id && *id >= 0 && *id <= kMaxTokenId) impl->add_end_id(static_cast<int32_t>(*id));
   };

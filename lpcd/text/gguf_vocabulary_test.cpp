@@ -71,6 +71,19 @@ TEST(GgufVocabulary, Gpt2SplitsAsItsPreSays) {
   EXPECT_EQ(from_vocabulary(v, "v").end_ids(), (Ids{1, 9}));
 }
 
+// Texts that a model writes begin with one of these.
+TEST(GgufVocabulary, TokensThatFillItUpAreNotOrdinary) {
+  GgufVocabulary v = gpt2();
+  v.tokens.insert(v.tokens.end(), {"[PAD10]", ""});
+  v.token_types.insert(v.token_types.end(), {token_type::kUnused, token_type::kNormal});
+  const Tokenizer tokenizer = from_vocabulary(v, "v");
+  Ids ordinary;
+  for (int32_t id = -1; id < 14; ++id) {
+    if (tokenizer.is_ordinary(id)) ordinary.push_back(id);
+  }
+  EXPECT_EQ(ordinary, (Ids{2, 3, 4, 5, 6, 7}));
+}
+
 TEST(GgufVocabulary, TheJsonHasTheSameIds) {
   for (const GgufVocabulary& v : {gpt2(), llama()}) {
     const Tokenizer tokenizer = from_vocabulary(v, "v");

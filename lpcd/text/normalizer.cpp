@@ -1,11 +1,17 @@
 #include "lpcd/text/normalizer.h"
 
+#include <algorithm>
 #include <map>
 
 #include "lpcd/base/raise.h"
 
 namespace lpcd::text {
-namespace {}  // namespace
+namespace {
+
+// Real files have up to a few dozen, each replacing a character or two.
+constexpr size_t kMaxNormalizerSteps = 256;
+
+}  // namespace
 
 Normalizer::Normalizer(const Json& json, const std::string& where) {
   if (!json.is_null()) add(json, where, 0);
@@ -40,30 +46,45 @@ void Normalizer::add(const Json& json, const std::string& where, int depth) {
     unsupported_component(where, type,
                           "Sequence, NFC, NFD, NFKC, NFKD, Lowercase, Prepend, Replace and Strip");
   }
+  check_step_count(steps_.size(), kMaxNormalizerSteps, where);
 }
 
-std::string Normalizer::apply(std::string_view text, bool& at_start) const {
+std::string Normalizer::apply(std::string_view text, bool& at_start, GrowthLimit& limit) const {
   std::string out(text);
+  Run state{.at_start = at_start, .limit = limit};
   for (const Step& step : steps_) {
-    out = std::visit([&](const auto& s) { return run(s, std::move(out), at_start); }, step);
+    out = std::visit([&](const auto& s) { return run(s, std::move(out), state); }, step);
   }
   return out;
 }
 
-std::string Normalizer::run(const Form& step, std::string text, bool& /*at_start*/) {
-  return normalize(text, step.form);
+bool Normalizer::prepends() const {
+  return std::ranges::any_of(steps_, [](const Step& step) {
+    const auto* prepend = std::get_if<Prepend>(&step);
+    return prepend != nullptr && !prepend->prefix.empty();
+  });
 }
 
-std::string Normalizer::run(const Lowercase& /*step*/, std::string text, bool& /*at_start*/) {
-  return lowercase(text);
+std::string Normalizer::run(const Form& step, std::string text, Run& state) {
+  std::string out = normalize(text, step.form);
+  state.limit.grow(text.size(), out.size());
+  return out;
 }
 
-std::string Normalizer::run(const Prepend& step, std::string text, bool& /*at_start*/) {
-  if (!text.empty()) text.insert(0, step.prefix);
+std::string Normalizer::run(const Lowercase& /*step*/, std::string text, Run& state) {
+  std::string out = lowercase(text);
+  state.limit.grow(text.size(), out.size());
+  return out;
+}
+
+std::string Normalizer::run(const Prepend& step, std::string text, Run& state) {
+  if (text.empty()) return text;
+  state.limit.grow(0, step.prefix.size());
+  text.insert(0, step.prefix);
   return text;
 }
 
-std::string Normalizer::run(const Replace& step, std::string text, bool& at_start) {
+std::string Normalizer::run(const Replace& step, std::string text, Run& state) {
   std::string out;
   out.reserve(text.size());
   step.pattern.for_each_segment(text, [&](size_t begin, size_t end, bool is_match) {
@@ -72,13 +93,14 @@ std::string Normalizer::run(const Replace& step, std::string text, bool& at_star
       return;
     }
     // The replacement counts as standing where the last character of the match stood.
-    if (begin == 0 && (step.content.empty() || end > char_bytes(text[0]))) at_start = false;
+    if (begin == 0 && (step.content.empty() || end > char_bytes(text[0]))) state.at_start = false;
+    state.limit.grow(end - begin, step.content.size());
     out += step.content;
   });
   return out;
 }
 
-std::string Normalizer::run(const Strip& step, std::string text, bool& at_start) {
+std::string Normalizer::run(const Strip& step, std::string text, Run& state) {
   size_t begin = 0;
   size_t end = text.size();
   if (step.left) {
@@ -87,7 +109,7 @@ std::string Normalizer::run(const Strip& step, std::string text, bool& at_start)
   if (step.right) {
     for (size_t at = end; at > begin && is_space(previous_char(text, at));) end = at;
   }
-  if (begin > 0) at_start = false;
+  if (begin > 0) state.at_start = false;
   return text.substr(begin, end - begin);
 }
 

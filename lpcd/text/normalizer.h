@@ -22,7 +22,11 @@ class Normalizer {
 
   /// `at_start` tells whether the text begins where the whole text does; it becomes false when a
   /// step takes the first character away, since Metaspace asks for the place in the original.
-  [[nodiscard]] std::string apply(std::string_view text, bool& at_start) const;
+  /// Errors    kBadFile beyond the limit.
+  [[nodiscard]] std::string apply(std::string_view text, bool& at_start, GrowthLimit& limit) const;
+
+  /// True if a step puts something in front of each text.
+  [[nodiscard]] bool prepends() const;
 
  private:
   struct Form {
@@ -43,11 +47,16 @@ class Normalizer {
   using Step = std::variant<Form, Lowercase, Prepend, Replace, Strip>;
 
   void add(const Json& json, const std::string& where, int depth);
-  static std::string run(const Form& step, std::string text, bool& at_start);
-  static std::string run(const Lowercase& step, std::string text, bool& at_start);
-  static std::string run(const Prepend& step, std::string text, bool& at_start);
-  static std::string run(const Replace& step, std::string text, bool& at_start);
-  static std::string run(const Strip& step, std::string text, bool& at_start);
+  // What apply() is called with besides the text.
+  struct Run {
+    bool& at_start;
+    GrowthLimit& limit;
+  };
+  static std::string run(const Form& step, std::string text, Run& state);
+  static std::string run(const Lowercase& step, std::string text, Run& state);
+  static std::string run(const Prepend& step, std::string text, Run& state);
+  static std::string run(const Replace& step, std::string text, Run& state);
+  static std::string run(const Strip& step, std::string text, Run& state);
 
   std::vector<Step> steps_;
 };

@@ -8,6 +8,8 @@
 namespace lpcd::text {
 namespace {
 
+constexpr size_t kMaxIds = 1024;  // real files add 1 or 2 to a text
+
 // Ids of an entry of "special_tokens", checked against the vocabulary.
 std::vector<int32_t> special_ids(const Json& special_tokens, const std::string& name,
                                  const std::string& where, const PostProcessor::IdOf& id_of) {
@@ -90,6 +92,10 @@ void PostProcessor::add_template(const Json& json, const std::string& where, con
     raise(ErrorCode::kUnsupportedModel,
           "{}: single has the text {} times; only templates with it once are supported", where,
           texts);
+  }
+  if (front_.size() + back_.size() + front.size() + back.size() > kMaxIds) {
+    raise(ErrorCode::kBadFile, "{}: adds more than {} tokens to each text; the file is damaged",
+          where, kMaxIds);
   }
   front_.insert(front_.begin(), front.begin(), front.end());
   back_.insert(back_.end(), back.begin(), back.end());

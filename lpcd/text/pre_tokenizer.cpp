@@ -1,5 +1,6 @@
 #include "lpcd/text/pre_tokenizer.h"
 
+#include <algorithm>
 #include <map>
 #include <optional>
 
@@ -10,6 +11,9 @@
 
 namespace lpcd::text {
 namespace {
+
+// A piece of text goes through the steps by recursion. Real files have up to 8.
+constexpr size_t kMaxPreTokenizerSteps = 64;
 
 // The words of GPT-2, what ByteLevel splits by.
 constexpr std::string_view kByteLevelWords =
@@ -133,27 +137,36 @@ void PreTokenizer::add(const Json& json, const std::string& where, int depth) {
                           "Sequence, Split, ByteLevel, Digits, Metaspace, WhitespaceSplit and "
                           "Punctuation");
   }
+  check_step_count(steps_.size(), kMaxPreTokenizerSteps, where);
 }
 
-void PreTokenizer::run(std::string_view text, bool at_start, const Sink& sink) const {
-  run_step(0, {.text = text, .at_start = at_start}, sink);
+void PreTokenizer::run(std::string_view text, bool at_start, GrowthLimit& limit,
+                       const Sink& sink) const {
+  run_step(0, {.text = text, .at_start = at_start}, {.limit = limit, .sink = sink});
 }
 
-void PreTokenizer::run_step(size_t index, Piece piece, const Sink& sink) const {
+bool PreTokenizer::marks_beginning() const {
+  return std::ranges::any_of(steps_, [](const Step& step) {
+    const auto* metaspace = std::get_if<Metaspace>(&step);
+    return metaspace != nullptr && metaspace->prepend != Prepend::kNever;
+  });
+}
+
+void PreTokenizer::run_step(size_t index, Piece piece, const Run& state) const {
   if (piece.text.empty()) return;
   if (index == steps_.size()) {
-    sink(piece.text);
+    state.sink(piece.text);
     return;
   }
-  std::visit([&](const auto& step) { apply(step, index, piece, sink); }, steps_[index]);
+  std::visit([&](const auto& step) { apply(step, index, piece, state); }, steps_[index]);
 }
 
-void PreTokenizer::apply(const Split& step, size_t index, Piece piece, const Sink& sink) const {
+void PreTokenizer::apply(const Split& step, size_t index, Piece piece, const Run& state) const {
   Joiner joiner(step.behavior, [&](size_t begin, size_t end) {
     run_step(
         index + 1,
         {.text = piece.text.substr(begin, end - begin), .at_start = piece.at_start && begin == 0},
-        sink);
+        state);
   });
   step.pattern.for_each_segment(piece.text, [&](size_t begin, size_t end, bool is_match) {
     joiner.add(begin, end, is_match != step.invert);
@@ -161,12 +174,12 @@ void PreTokenizer::apply(const Split& step, size_t index, Piece piece, const Sin
   joiner.flush();
 }
 
-void PreTokenizer::apply(const CharClass& step, size_t index, Piece piece, const Sink& sink) const {
+void PreTokenizer::apply(const CharClass& step, size_t index, Piece piece, const Run& state) const {
   Joiner joiner(step.behavior, [&](size_t begin, size_t end) {
     run_step(
         index + 1,
         {.text = piece.text.substr(begin, end - begin), .at_start = piece.at_start && begin == 0},
-        sink);
+        state);
   });
   size_t done = 0;
   for (size_t at = 0; at < piece.text.size();) {
@@ -180,18 +193,20 @@ void PreTokenizer::apply(const CharClass& step, size_t index, Piece piece, const
   joiner.flush();
 }
 
-void PreTokenizer::apply(const ByteLevel& step, size_t index, Piece piece, const Sink& sink) const {
+void PreTokenizer::apply(const ByteLevel& step, size_t index, Piece piece, const Run& state) const {
   std::string prefixed;
   if (step.add_prefix_space && piece.text.front() != ' ') {
     prefixed.reserve(piece.text.size() + 1);
     prefixed.append(" ").append(piece.text);
+    state.limit.grow(piece.text.size(), prefixed.size());
     piece.text = prefixed;
   }
   std::string chars;
   const auto emit = [&](size_t begin, size_t end) {
     chars.clear();
     append_byte_chars(chars, piece.text.substr(begin, end - begin));
-    run_step(index + 1, {.text = chars, .at_start = piece.at_start && begin == 0}, sink);
+    state.limit.grow(end - begin, chars.size());
+    run_step(index + 1, {.text = chars, .at_start = piece.at_start && begin == 0}, state);
   };
   if (step.use_regex) {
     step.words.for_each_segment(piece.text,
@@ -201,7 +216,7 @@ void PreTokenizer::apply(const ByteLevel& step, size_t index, Piece piece, const
   }
 }
 
-void PreTokenizer::apply(const Metaspace& step, size_t index, Piece piece, const Sink& sink) const {
+void PreTokenizer::apply(const Metaspace& step, size_t index, Piece piece, const Run& state) const {
   std::string text;
   text.reserve(piece.text.size() + step.replacement.size());
   for (const char c : piece.text) {
@@ -214,8 +229,9 @@ void PreTokenizer::apply(const Metaspace& step, size_t index, Piece piece, const
   const bool prepend =
       step.prepend == Prepend::kAlways || (step.prepend == Prepend::kFirst && piece.at_start);
   if (prepend && !text.starts_with(step.replacement)) text.insert(0, step.replacement);
+  state.limit.grow(piece.text.size(), text.size());
   if (!step.split) {
-    run_step(index + 1, {.text = text, .at_start = piece.at_start}, sink);
+    run_step(index + 1, {.text = text, .at_start = piece.at_start}, state);
     return;
   }
   const std::string_view view = text;
@@ -223,7 +239,7 @@ void PreTokenizer::apply(const Metaspace& step, size_t index, Piece piece, const
     const size_t end = std::min(view.find(step.replacement, begin + 1), view.size());
     run_step(index + 1,
              {.text = view.substr(begin, end - begin), .at_start = piece.at_start && begin == 0},
-             sink);
+             state);
     begin = end;
   }
 }

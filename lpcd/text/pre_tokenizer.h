@@ -34,12 +34,21 @@ class PreTokenizer {
   PreTokenizer(const Json& json, const std::string& where);
 
   /// `at_start` tells whether the text begins where the whole text does.
-  void run(std::string_view text, bool at_start, const Sink& sink) const;
+  /// Errors    kBadFile beyond the limit.
+  void run(std::string_view text, bool at_start, GrowthLimit& limit, const Sink& sink) const;
+
+  /// True if a Metaspace step marks the beginning of each text as that of a word.
+  [[nodiscard]] bool marks_beginning() const;
 
  private:
   struct Piece {
     std::string_view text;
     bool at_start;
+  };
+  // What run() is called with besides the text.
+  struct Run {
+    GrowthLimit& limit;
+    const Sink& sink;
   };
   struct Split {
     Pattern pattern;
@@ -64,11 +73,11 @@ class PreTokenizer {
   using Step = std::variant<Split, ByteLevel, CharClass, Metaspace>;
 
   void add(const Json& json, const std::string& where, int depth);
-  void run_step(size_t index, Piece piece, const Sink& sink) const;
-  void apply(const Split& step, size_t index, Piece piece, const Sink& sink) const;
-  void apply(const ByteLevel& step, size_t index, Piece piece, const Sink& sink) const;
-  void apply(const CharClass& step, size_t index, Piece piece, const Sink& sink) const;
-  void apply(const Metaspace& step, size_t index, Piece piece, const Sink& sink) const;
+  void run_step(size_t index, Piece piece, const Run& state) const;
+  void apply(const Split& step, size_t index, Piece piece, const Run& state) const;
+  void apply(const ByteLevel& step, size_t index, Piece piece, const Run& state) const;
+  void apply(const CharClass& step, size_t index, Piece piece, const Run& state) const;
+  void apply(const Metaspace& step, size_t index, Piece piece, const Run& state) const;
 
   std::vector<Step> steps_;
 };

@@ -98,6 +98,7 @@ std::unique_ptr<Tokenizer::Impl> Tokenizer::Impl::read(std::string_view json,
   }
   std::unique_ptr<Impl> impl(new Impl(root, name));
   impl->json = json;
+  impl->file = name;
   return impl;
 }
 
@@ -138,10 +139,11 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, SpecialTokens spec
   const PreTokenizer::Sink encode_word = [&](std::string_view word) {
     impl.model.encode(word, cache, ids);
   };
+  GrowthLimit limit(text.size(), impl.file);
   impl.added.split(
-      text, impl.normalizer, [&](int32_t id) { ids.push_back(id); },
+      text, impl.normalizer, limit, [&](int32_t id) { ids.push_back(id); },
       [&](std::string_view piece, bool at_start) {
-        impl.pre_tokenizer.run(piece, at_start, encode_word);
+        impl.pre_tokenizer.run(piece, at_start, limit, encode_word);
       });
   if (special == SpecialTokens::kAdd) {
     const std::vector<int32_t>& back = impl.post_processor.back();
@@ -161,11 +163,15 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
       tokens.push_back(*token);
     }
   }
-  return impl.decoder.run(std::move(tokens));
+  size_t bytes = 0;
+  for (const std::string& token : tokens) bytes += token.size();
+  GrowthLimit limit(bytes, impl.file);
+  return impl.decoder.run(std::move(tokens), limit);
 }
 
 bool Tokenizer::is_ordinary(int32_t id) const {
-  return id >= 0 && id < impl_->vocab_size && !impl_->added_by_id.contains(id);
+  return impl_->model.token_of(id) != nullptr && !impl_->added_by_id.contains(id) &&
+         !impl_->unused.contains(id);
 }
 
 int64_t Tokenizer::vocab_size() const { return impl_->vocab_size; }

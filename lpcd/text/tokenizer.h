@@ -52,17 +52,19 @@ class Tokenizer {
   ///
   /// Memory    Up to 32 bytes per byte of text when the model sees all of it as one word.
   /// Errors    kBadText from 2 GiB on; kBadFile if a pattern of the file backtracks without bound
-  ///           on this text, or if the text needs an unknown token that the file does not have.
+  ///           on this text, if its steps add more than 32 times the text and 1 MiB to it, or if
+  ///           the text needs an unknown token that the file does not have.
   [[nodiscard]] std::vector<int32_t> encode(std::string_view text, SpecialTokens special) const;
 
   /// Text of the ids, special tokens left out. Unknown ids give nothing. Bytes of a character that
   /// is cut in two come out as U+FFFD.
+  /// Errors    kBadFile if the steps of the file add more than 32 times the text and 1 MiB to it.
   [[nodiscard]] std::string decode(std::span<const int32_t> ids) const;
 
   /// One more than the largest id.
   [[nodiscard]] int64_t vocab_size() const;
-  /// Of a token that text is made of: neither an added one ("<|im_end|>", "<pad>") nor no token at
-  /// all, as the rows have with which an embedding is filled up.
+  /// Of a token that text is made of: not an added one ("<|im_end|>", "<pad>"), nor one that a GGUF
+  /// file calls unused, nor no token at all, as the rows have with which an embedding is filled up.
   [[nodiscard]] bool is_ordinary(int32_t id) const;
   /// The id that kAdd puts in front of a text, if it does.
   [[nodiscard]] std::optional<int32_t> leading_id() const;

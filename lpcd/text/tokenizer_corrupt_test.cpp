@@ -212,6 +212,91 @@ TEST(CorruptTokenizer, PostProcessors) {
   });
 }
 
+// `count` times the step, as a sequence of the kind whose list has that name.
+std::string sequence_of(int count, std::string_view list, std::string_view step) {
+  std::string steps;
+  for (int i = 0; i < count; ++i) steps += fmt::format("{}{}", i == 0 ? "" : ", ", step);
+  return fmt::format(R"({{"type": "Sequence", "{}": [{}]}})", list, steps);
+}
+
+constexpr std::string_view kDouble =
+    R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"})";
+constexpr std::string_view kToBytes =
+    R"({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false})";
+
+// A piece of text goes through the steps of a pre-tokenizer by recursion.
+TEST(CorruptTokenizer, MoreStepsThanAnyTokenizerHas) {
+  constexpr std::string_view kDigits = R"({"type": "Digits", "individual_digits": true})";
+  constexpr std::string_view kSame =
+      R"({"type": "Replace", "pattern": {"String": "a"}, "content": "a"})";
+  const auto pre = [&](int count) {
+    return with("\"pre_tokenizer\": " + sequence_of(count, "pretokenizers", kDigits));
+  };
+  const auto normalizer = [&](int count) {
+    return with("\"normalizer\": " + sequence_of(count, "normalizers", kSame));
+  };
+  const auto decoder = [&](int count) {
+    return with("\"decoder\": " + sequence_of(count, "decoders", kSame));
+  };
+  const auto post = [&](int count) {
+    return with(
+        "\"post_processor\": " +
+        sequence_of(count, "processors",
+                    R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}},
+                        {"Sequence": {"id": "A"}}],
+                        "special_tokens": {"<s>": {"ids": [3], "tokens": ["<s>"]}}})"));
+  };
+  for (const std::string& json : {pre(64), normalizer(256), decoder(256), post(1024)}) {
+    const Tokenizer tokenizer = Tokenizer::from_json(json, "t.json");
+    EXPECT_EQ(tokenizer.encode("ab", SpecialTokens::kNone), (std::vector<int32_t>{2}));
+  }
+  expect_refused({
+      {pre(50'000), kBad, "pre_tokenizer.pretokenizers[64]: more than 64 steps"},
+      {normalizer(257), kBad, "normalizer.normalizers[256]: more than 256 steps"},
+      {decoder(257), kBad, "decoder.decoders[256]: more than 256 steps"},
+      {post(1025), kBad, "adds more than 1024 tokens to each text"},
+  });
+}
+
+TEST(CorruptTokenizer, StepsThatGrowATextWithoutBoundAreAnErrorWhenTheyAreUsed) {
+  // Each mark is a piece of its own that gets the other mark.
+  constexpr std::string_view kMarks =
+      R"({"type": "Metaspace", "replacement": "_", "split": false}, {"type": "Punctuation"},
+         {"type": "Metaspace", "replacement": "-", "split": false}, {"type": "Punctuation"})";
+  const std::string long_prefix =
+      fmt::format(R"({{"type": "Prepend", "prepend": "{}"}})", std::string(1 << 16, 'a'));
+  for (const std::string& parts :
+       {"\"normalizer\": " + sequence_of(40, "normalizers", kDouble),
+        "\"normalizer\": " + sequence_of(40, "normalizers", long_prefix),
+        "\"pre_tokenizer\": " + sequence_of(40, "pretokenizers", kToBytes),
+        "\"pre_tokenizer\": " + sequence_of(16, "pretokenizers", kMarks)}) {
+    const Tokenizer tokenizer = Tokenizer::from_json(with(parts), "t.json");
+    EXPECT_TRUE(tokenizer.encode("", SpecialTokens::kNone).empty());
+    expect_error([&] { (void)tokenizer.encode("a\u00e9a", SpecialTokens::kNone); }, kBad,
+                 "t.json: the steps of the tokenizer add more than 1048704 bytes to a text of 4");
+  }
+  const Tokenizer decoding =
+      Tokenizer::from_json(with("\"decoder\": " + sequence_of(40, "decoders", kDouble)), "t.json");
+  expect_error([&] { (void)decoding.decode(std::vector<int32_t>{0, 0}); }, kBad,
+               "t.json: the steps of the tokenizer add");
+  expect_refused({{with("\"normalizer\": " + sequence_of(40, "normalizers", kDouble) +
+                        R"(, "added_tokens": [{"id": 4, "content": "aa", "normalized": true}])"),
+                   kBad, "added_tokens: the steps of the tokenizer add"}});
+}
+
+// U+FDFA becomes 33 bytes by NFKC, and each of them two by ByteLevel.
+TEST(CorruptTokenizer, WhatRealStepsAddToATextIsWithinTheBounds) {
+  const Tokenizer tokenizer =
+      Tokenizer::from_json(fmt::format(R"({{"normalizer": {{"type": "NFKC"}}, "pre_tokenizer": {},
+                      "model": {{"type": "BPE", "vocab": {{"<unk>": 0}}, "merges": [],
+                                 "unk_token": "<unk>"}}}})",
+                                       kToBytes),
+                           "t.json");
+  std::string text;
+  for (int i = 0; i < 100'000; ++i) text += "\uFDFA";
+  EXPECT_EQ(tokenizer.encode(text, SpecialTokens::kNone).size(), 3'300'000U);
+}
+
 TEST(CorruptTokenizer, APatternThatHangsOthersIsAnErrorWhenItIsUsed) {
   const Tokenizer tokenizer = Tokenizer::from_json(
       with(R"("pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a|ab|b)*c"},

@@ -1,10 +1,9 @@
-#include <filesystem>
-
 #include "lpcd/base/json.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/io/file.h"
 #include "lpcd/io/gguf.h"
 #include "lpcd/text/gguf_vocabulary.h"
+#include "lpcd/text/model_file.h"
 #include "lpcd/text/tokenizer_impl.h"
 
 namespace lpcd::text {
@@ -59,9 +58,10 @@ GgufVocabulary vocabulary_of(const io::GgufFile& file) {
   return vocabulary;
 }
 
-std::optional<Json> read_config(const std::filesystem::path& path) {
-  if (!std::filesystem::exists(path)) return std::nullopt;
-  return parse_json(io::read_text_file(path.string(), kMaxConfigBytes), path.string());
+std::optional<Json> read_config(const std::string& directory, const std::string& name) {
+  if (!has_model_file(directory, name)) return std::nullopt;
+  const std::string path = directory + "/" + name;
+  return parse_json(io::read_text_file(path, kMaxConfigBytes), path);
 }
 
 // "bos_token": "<s>" or {"content": "<s>"} of a tokenizer_config.json.
@@ -83,14 +83,13 @@ Tokenizer Tokenizer::from_gguf(const io::GgufFile& file) {
 }
 
 std::optional<Tokenizer> Tokenizer::from_directory(const std::string& directory) {
-  const std::filesystem::path folder(directory);
-  const std::string path = (folder / "tokenizer.json").string();
-  if (!std::filesystem::exists(path)) return std::nullopt;
+  if (!has_model_file(directory, "tokenizer.json")) return std::nullopt;
+  const std::string path = directory + "/tokenizer.json";
   auto impl = Impl::read(io::read_text_file(path, kMaxTokenizerBytes), path);
   // What ends a text stands beside tokenizer.json: by name, or by id. So does, in some models alone
   // (DeepSeek's distilled ones), what each text begins with: llama.cpp's converter and transformers
   // 4 add it, transformers 5 does not. What tokenizer.json itself adds stays.
-  if (const auto config = read_config(folder / "tokenizer_config.json")) {
+  if (const auto config = read_config(directory, "tokenizer_config.json")) {
     const auto bos = special_token(*config, "bos_token", *impl);
     const auto eos = special_token(*config, "eos_token", *impl);
     impl->add_end_id(eos);
@@ -98,7 +97,7 @@ std::optional<Tokenizer> Tokenizer::from_directory(const std::string& directory)
     if (bos && post.front().empty() && adds(*config, "add_bos_token")) post.set_front({*bos});
     if (eos && post.back().empty() && adds(*config, "add_eos_token")) post.set_back({*eos});
   }
-  if (const auto config = read_config(folder / "generation_config.json")) {
+  if (const auto config = read_config(directory, "generation_config.json")) {
     const Json& eos = config->is_object() ? config->value("eos_token_id", Json()) : Json();
     for (const Json& id : eos.is_array() ? eos : Json::array({eos})) {
       const bool valid = id.is_number_integer() && id >= 0 && id <= kMaxTokenId;

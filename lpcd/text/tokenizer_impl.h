@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "lpcd/text/added_tokens.h"
@@ -20,6 +21,7 @@ namespace lpcd::text {
 /// The parts of a tokenizer.json, in the order in which a text passes them.
 struct Tokenizer::Impl {
   std::string json;
+  std::string file;  // for messages
   Normalizer normalizer;
   BpeModel model;
   AddedTokens added;
@@ -27,6 +29,7 @@ struct Tokenizer::Impl {
   PostProcessor post_processor;
   Decoder decoder;
   std::unordered_map<int32_t, size_t> added_by_id;  // index in added.all()
+  std::unordered_set<int32_t> unused;               // ids that only fill a vocabulary up
   int64_t vocab_size = 0;
   std::vector<int32_t> end_ids;
 

@@ -57,6 +57,18 @@ class Parts {
   std::map<int32_t, std::string> names_;
 };
 
+TEST(Tokenizer, GapsBetweenIdsAreNoOrdinaryTokens) {
+  const Tokenizer tokenizer = Tokenizer::from_json(
+      R"({"added_tokens": [{"id": 2, "content": "<s>", "special": true}],
+          "model": {"type": "BPE", "vocab": {"a": 0, "b": 3, "<s>": 2}, "merges": []}})",
+      "t.json");
+  EXPECT_EQ(tokenizer.vocab_size(), 4);
+  EXPECT_TRUE(tokenizer.is_ordinary(0));
+  EXPECT_FALSE(tokenizer.is_ordinary(1));
+  EXPECT_FALSE(tokenizer.is_ordinary(2));
+  EXPECT_TRUE(tokenizer.is_ordinary(3));
+}
+
 TEST(Tokenizer, Normalizers) {
   const auto run = [](std::string_view normalizer, std::string_view text) {
     return Parts(fmt::format(R"({{"normalizer": {}}})", normalizer)).characters(text);
