@@ -9,6 +9,7 @@
 #include "lpcd/api/output.h"
 #include "lpcd/base/options.h"
 #include "lpcd/base/raise.h"
+#include "lpcd/bundle/gguf_output.h"
 
 namespace lpcd::api {
 namespace {
@@ -42,6 +43,13 @@ class Check {
   }
 
   void transformers() const {
+    const arch::ModelConfig& config = model_.config();
+    if (family_ == "gguf" && (config.rope_scaling.kind != nn::RopeScaling::Kind::kDefault ||
+                              !config.rope_divisors.empty())) {
+      refuse(format_.text(),
+             "transformers 5.23 leaves the model's rope scaling out when it reads a GGUF file",
+             "--format ct:4,g128");
+    }
     for (const auto& block : plan_.layers) {
       for (const pipeline::LayerPlan& layer : block) {
         const auto shape = model_.config().shape(layer.role);
@@ -92,7 +100,13 @@ class Check {
     }
   }
 
-  void llama_cpp() const { allow({"gguf"}, "llama.cpp loads GGUF files", "gguf:q4_k_m"); }
+  void llama_cpp() const {
+    allow({"gguf"}, "llama.cpp loads GGUF files", "gguf:q4_k_m");
+    if (!bundle::has_vocabulary(model_)) {
+      refuse(model_.path(), "llama.cpp loads no model without a tokenizer",
+             "a model with tokenizer.json");
+    }
+  }
 
  private:
   void no_q2_0(const std::string& name, DType type) const {

@@ -121,6 +121,9 @@ class Architecture {
   /// True if the rows of q_proj and k_proj are permuted in GGUF files of this family (rotary pairs
   /// interleaved instead of half a head apart).
   [[nodiscard]] virtual bool gguf_permutes_qk() const = 0;
+  /// True if llama.cpp reads rope_freqs.weight, which llama3 scaling needs, for this family. It
+  /// loads no file with a tensor that it does not read.
+  [[nodiscard]] virtual bool gguf_has_rope_table() const = 0;
 };
 
 /// All supported families.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <tuple>
 
 #include "lpcd/arch/block_forward.h"
 #include "lpcd/arch/decoder.h"
@@ -154,6 +155,92 @@ TEST(Model, FindsATiedMatrixUnderTheNameOfTheHead) {
       Model::from_hf(std::make_shared<io::MemoryTensorSource>(tensors), tiny.config(), "dir");
   EXPECT_TRUE(same_bits(model.read(Role::kEmbedding), expected));
   EXPECT_TRUE(same_bits(model.read(Role::kHead), expected));
+}
+
+NamedTensor filled(const std::string& name, std::vector<int64_t> shape, float value) {
+  NamedTensor t;
+  t.info = {name, DType::kF32, std::move(shape)};
+  const std::vector<float> values(static_cast<size_t>(t.info.elements()), value);
+  const auto bytes = std::as_bytes(std::span(values));
+  t.data.assign(bytes.begin(), bytes.end());
+  return t;
+}
+
+// A classifier's score, an adapter, a block more than the configuration says.
+TEST(Model, RefusesTensorsThatWouldBeLost) {
+  const TinyModel tiny;
+  const auto open_with = [&](NamedTensor extra) {
+    auto tensors = tiny.tensors();
+    tensors.push_back(std::move(extra));
+    (void)Model::from_hf(std::make_shared<io::MemoryTensorSource>(std::move(tensors)),
+                         tiny.config(), "dir");
+  };
+  for (const auto& [name, shape, value] :
+       std::vector<std::tuple<std::string, std::vector<int64_t>, float>>{
+           {"score.weight", {3, 64}, 1},
+           {"model.layers.2.mlp.up_proj.weight", {96, 64}, 1},
+           {"model.layers.0.self_attn.q_proj.lora_A.weight", {8, 64}, 0},
+           {"model.layers.0.self_attn.o_proj.bias", {64}, 0.5F},
+           {"model.layers.0.mlp.up_proj.bias", {64}, 0}}) {  // of another shape than the layer's
+    expect_error([&] { open_with(filled(name, shape, value)); }, ErrorCode::kUnsupportedModel,
+                 "dir: holds a tensor that llama models here do not have: " + name);
+  }
+  for (const auto& [name, shape, value] :
+       std::vector<std::tuple<std::string, std::vector<int64_t>, float>>{
+           {"model.layers.0.self_attn.rotary_emb.inv_freq", {8}, 1},
+           {"model.layers.0.self_attn.o_proj.bias", {64}, 0},
+           {"model.layers.0.mlp.up_proj.bias", {96}, -0.0F},
+           {"model.nothing", {0, 7}, 1}}) {
+    SCOPED_TRACE(name);
+    EXPECT_NO_THROW(open_with(filled(name, shape, value)));
+  }
+}
+
+TEST(Model, RefusesOtherClassesOfTheFamily) {
+  const TinyModel tiny;
+  const auto open_as = [&](const Json& architectures) {
+    Json config = tiny.config();
+    config["architectures"] = architectures;
+    (void)Model::from_hf(std::make_shared<io::MemoryTensorSource>(tiny.tensors()), config, "dir");
+  };
+  expect_error([&] { open_as(Json::array({"LlamaForSequenceClassification"})); },
+               ErrorCode::kUnsupportedModel,
+               "dir/config.json: architectures: \"LlamaForSequenceClassification\" is not "
+               "supported; of llama models LlamaForCausalLM is");
+  expect_error([&] { open_as(Json::array({"Qwen2ForCausalLM"})); }, ErrorCode::kUnsupportedModel,
+               "LlamaForCausalLM");
+  expect_error([&] { open_as(Json::array({7})); }, ErrorCode::kUnsupportedModel,
+               "architectures: \"7\"");
+  expect_error([&] { open_as("LlamaForCausalLM"); }, ErrorCode::kBadFile,
+               "architectures must be an array");
+  EXPECT_NO_THROW(open_as(Json::array({"LlamaForCausalLM"})));
+  EXPECT_NO_THROW(open_as(Json::array()));
+  EXPECT_NO_THROW(open_as(nullptr));
+}
+
+// As transformers 5 has it.
+TEST(Model, IsTiedWhereAStoredHeadIsACopyOnly) {
+  const TinyModel tiny;
+  const auto embedding = tiny.tensors()[0];
+  ASSERT_EQ(embedding.info.name, "model.embed_tokens.weight");
+  const auto open_with = [&](NamedTensor head) {
+    auto tensors = tiny.tensors();
+    head.info.name = "lm_head.weight";
+    tensors.push_back(std::move(head));
+    return Model::from_hf(std::make_shared<io::MemoryTensorSource>(std::move(tensors)),
+                          tiny.config(), "dir");
+  };
+  EXPECT_TRUE(open_with(embedding).config().tied_head);
+  EXPECT_EQ(open_with(embedding).hf_config()["tie_word_embeddings"], true);
+  NamedTensor other = embedding;
+  other.data.back() ^= std::byte{0x40};
+  const Model model = open_with(other);
+  EXPECT_FALSE(model.config().tied_head);
+  EXPECT_EQ(model.hf_config()["tie_word_embeddings"], false);
+  EXPECT_FALSE(same_bits(model.read(Role::kHead), model.read(Role::kEmbedding)));
+  other.info.shape = {64, 256};
+  expect_error([&] { (void)open_with(other); }, ErrorCode::kShapeMismatch,
+               "lm_head.weight is [64, 256], expected [256, 64]");
 }
 
 TEST(Model, NamesWrongShapesWithWhatWasExpected) {

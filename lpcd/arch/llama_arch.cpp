@@ -33,6 +33,7 @@ class Llama final : public Architecture {
   }
   std::span<const RoleNames> names() const override { return kLlamaNames; }
   bool gguf_permutes_qk() const override { return true; }
+  bool gguf_has_rope_table() const override { return true; }
 };
 
 }  // namespace

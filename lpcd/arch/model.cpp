@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <set>
 
 #include "lpcd/base/checked.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/io/gguf.h"
+#include "lpcd/io/names.h"
 #include "lpcd/linalg/parallel.h"
 
 namespace lpcd::arch {
@@ -114,6 +116,36 @@ bool is_float_type(DType type) {
          type == DType::kF64 || is_block_quantized(type);
 }
 
+// A class of another name makes something else of the same blocks: scores, embeddings.
+void check_class(const Architecture& architecture, const JsonFields& config) {
+  if (!config.has("architectures")) return;
+  const Json& classes = config.array_at("architectures");
+  if (classes.empty() || classes[0] == Json(architecture.hf_class())) return;
+  const std::string found =
+      classes[0].is_string() ? classes[0].get<std::string>() : dump_json(classes[0]);
+  raise(ErrorCode::kUnsupportedModel,
+        "{}: architectures: {} is not supported; of {} models {} is: give such a checkpoint",
+        config.where(), io::in_quotes(found), architecture.name(), architecture.hf_class());
+}
+
+// True if one tensor is a copy of the other, to the byte. Codes are no copy of anything.
+bool same_bytes(const io::TensorSource& source, const TensorInfo& a, const TensorInfo& b) {
+  constexpr size_t kChunk = 16 << 20;  // what stays resident of two mapped matrices
+  if (a.dtype != b.dtype || a.shape != b.shape) return false;
+  for (const TensorInfo* info : {&a, &b}) {
+    if (source.stored_form(info->name).type != dtype_info(info->dtype).name) return false;
+  }
+  const std::span<const std::byte> x = source.raw(a.name);
+  const std::span<const std::byte> y = source.raw(b.name);
+  bool same = true;
+  for (size_t at = 0; at < x.size() && same; at += kChunk) {
+    same = std::memcmp(x.data() + at, y.data() + at, std::min(kChunk, x.size() - at)) == 0;
+    source.release(a.name);
+    source.release(b.name);
+  }
+  return same;
+}
+
 // "a, b, c and 7 more": all of them matter, but a line must stay readable.
 std::string join_names(const std::vector<std::string>& names) {
   constexpr size_t kShown = 12;
@@ -131,18 +163,25 @@ Model Model::from_hf(std::shared_ptr<const io::TensorSource> source, Json config
   model.source_ = std::move(source);
   const JsonFields fields(config, path + "/config.json");
   model.architecture_ = &find_architecture(fields.string_at("model_type"));
+  check_class(*model.architecture_, fields);
   model.config_ = model.architecture_->from_hf(fields);
-  // Older files leave the key out; the tensors then tell.
+  const TensorInfo* embedding = model.source_->find(model.name(Role::kEmbedding));
+  const TensorInfo* head = model.source_->find(model.name(Role::kHead));
   if (!fields.has("tie_word_embeddings")) {
-    model.config_.tied_head = model.source_->find("lm_head.weight") == nullptr;
+    // Older files leave the key out; the tensors then tell.
+    model.config_.tied_head = head == nullptr;
+  } else if (model.config_.tied_head && embedding != nullptr && head != nullptr) {
+    // A head of its own is one, whatever the key says; so it is for transformers 5.
+    model.config_.tied_head = same_bytes(*model.source_, *embedding, *head);
   }
   model.config_.validate(fields.where());
   // Readers take the key's absence for "not tied".
-  if (!fields.has("tie_word_embeddings") && model.config_.tied_head) {
-    config["tie_word_embeddings"] = true;
+  if (fields.has("tie_word_embeddings") || model.config_.tied_head) {
+    config["tie_word_embeddings"] = model.config_.tied_head;
   }
   model.hf_config_ = std::move(config);
   model.check_tensors();
+  model.refuse_other_tensors();
   return model;
 }
 
@@ -218,12 +257,32 @@ void Model::check_tensors() const {
   }
 }
 
+bool Model::changes_nothing(const TensorInfo& info) const {
+  if (gguf_ != nullptr) return info.name == "rope_freqs.weight";  // is part of the configuration
+  // Frequencies, which older releases of transformers saved with each block.
+  if (info.elements() == 0 || info.name.ends_with("rotary_emb.inv_freq")) return true;
+  // from_hf has compared it with the embedding.
+  if (config_.tied_head && info.name == name(Role::kHead)) return true;
+  // AutoGPTQ gave each quantized layer a bias, of zeros where the model has none.
+  constexpr std::string_view kBias = ".bias";
+  if (!info.name.ends_with(kBias) || !is_float_type(info.dtype)) return false;
+  const TensorInfo* weight =
+      source_->find(info.name.substr(0, info.name.size() - kBias.size()) + ".weight");
+  if (weight == nullptr || weight->shape.empty() ||
+      info.shape != std::vector<int64_t>{weight->shape[0]}) {
+    return false;
+  }
+  std::vector<float> values(static_cast<size_t>(info.elements()));
+  source_->read_f32(info.name, values);
+  return std::ranges::all_of(values, [](float value) { return value == 0; });
+}
+
 void Model::refuse_other_tensors() const {
-  std::set<std::string> known = {"rope_freqs.weight"};
+  std::set<std::string> known;
   for_each_tensor([&](Role role, int64_t block) { known.insert(source_name(role, block)); });
   std::vector<std::string> others;
   for (const TensorInfo& info : source_->tensors()) {
-    if (!known.contains(info.name)) others.push_back(info.name);
+    if (!known.contains(info.name) && !changes_nothing(info)) others.push_back(info.name);
   }
   if (others.empty()) return;
   raise(ErrorCode::kUnsupportedModel,

@@ -35,7 +35,10 @@ class Model {
  public:
   /// From tensors with Hugging Face names and their config.json. A `quantization_config` in it is
   /// the business of whoever made `source`, and ignored here.
-  /// Errors    as Architecture::from_hf; kMissingTensor and kShapeMismatch name every bad tensor.
+  /// A head that is stored and not a copy of the embedding is not tied, whatever the key says.
+  /// Errors    as Architecture::from_hf; kMissingTensor and kShapeMismatch name every bad tensor;
+  ///           kUnsupportedModel for another class in `architectures` and for tensors that would
+  ///           be left out.
   static Model from_hf(std::shared_ptr<const io::TensorSource> source, Json config,
                        const std::string& path);
   /// From a GGUF file.
@@ -75,8 +78,10 @@ class Model {
  private:
   Model() = default;
   void check_tensors() const;
-  /// GGUF tells biases and the like by their tensors alone: none may be overlooked.
+  /// Biases, adapters and further heads are told by their tensors alone: none may be overlooked.
   void refuse_other_tensors() const;
+  /// True for a tensor outside the architecture that the model is the same without.
+  [[nodiscard]] bool changes_nothing(const TensorInfo& info) const;
   [[nodiscard]] std::string source_name(Role role, int64_t block) const;
   /// Calls fn(role, block) for every tensor of the model, in a fixed order.
   void for_each_tensor(const std::function<void(Role, int64_t)>& fn) const;

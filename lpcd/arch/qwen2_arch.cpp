@@ -39,6 +39,7 @@ class Qwen2 final : public Architecture {
   }
   std::span<const RoleNames> names() const override { return kQwen2Names; }
   bool gguf_permutes_qk() const override { return false; }
+  bool gguf_has_rope_table() const override { return false; }
 };
 
 }  // namespace

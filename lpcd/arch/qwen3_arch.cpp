@@ -40,6 +40,7 @@ class Qwen3 final : public Architecture {
   }
   std::span<const RoleNames> names() const override { return kQwen3Names; }
   bool gguf_permutes_qk() const override { return false; }
+  bool gguf_has_rope_table() const override { return false; }
 };
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "lpcd/linalg/parallel.h"
 #include "lpcd/nn/ops.h"
 #include "lpcd/text/gguf_export.h"
+#include "lpcd/text/model_file.h"
 
 namespace lpcd::bundle {
 namespace {
@@ -322,15 +323,28 @@ std::string gguf_file_name(const arch::Model& model, const format::OutputFormat&
   return name + "-" + type + ".gguf";
 }
 
+bool has_vocabulary(const arch::Model& model) {
+  return model.gguf() != nullptr ? model.gguf()->find_key("tokenizer.ggml.tokens") != nullptr
+                                 : text::has_model_file(model.path(), "tokenizer.json");
+}
+
 std::string check_gguf(const arch::Model& model) {
-  if (model.gguf() != nullptr) return "";
-  const auto vocabulary = text::export_vocabulary(model.path(), model.config().vocab_size);
-  if (!vocabulary) {
-    return fmt::format(
-        "{}: no tokenizer.json; the GGUF file gets no tokenizer, and llama.cpp will "
-        "not load it",
-        model.path());
+  const ModelConfig& c = model.config();
+  const bool needs_table =
+      !c.rope_divisors.empty() || c.rope_scaling.kind == nn::RopeScaling::Kind::kLlama3;
+  if (needs_table && !model.architecture().gguf_has_rope_table()) {
+    raise(ErrorCode::kUnsupportedModel,
+          "{}: llama3 rope scaling of a {} model cannot be written to GGUF: llama.cpp would not "
+          "load the file; use --format ct:4,g128",
+          model.path(), model.architecture().name());
   }
+  if (!has_vocabulary(model)) {
+    return fmt::format("{}: no {}; the GGUF file gets no tokenizer, and llama.cpp will not load it",
+                       model.path(),
+                       model.gguf() != nullptr ? "tokenizer.ggml.tokens" : "tokenizer.json");
+  }
+  if (model.gguf() != nullptr) return "";
+  const auto vocabulary = text::export_vocabulary(model.path(), c.vocab_size);
   if (vocabulary->pre_is_known) return "";
   return fmt::format(
       "{}: the tokenizer cuts text in a way that has no name in GGUF; the file says \"{}\", the "

@@ -35,8 +35,12 @@ void write_gguf_file(const RunContext& ctx, const GgufContents& contents, const 
 [[nodiscard]] std::string gguf_file_name(const arch::Model& model,
                                          const format::OutputFormat& format);
 
+/// True if there is a tokenizer to write: llama.cpp loads no file without one.
+[[nodiscard]] bool has_vocabulary(const arch::Model& model);
+
 /// Warnings about what a GGUF file of the model cannot say, before any work: empty as a rule.
-/// Errors    kUnsupportedModel if its tokenizer cannot be written at all.
+/// Errors    kUnsupportedModel if its tokenizer cannot be written at all, or if llama.cpp does not
+///           know its rope scaling in this family.
 [[nodiscard]] std::string check_gguf(const arch::Model& model);
 
 }  // namespace lpcd::bundle

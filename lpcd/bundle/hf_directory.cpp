@@ -1,5 +1,6 @@
 #include "lpcd/bundle/hf_directory.h"
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
 #include <map>
@@ -8,6 +9,8 @@
 #include "lpcd/io/file.h"
 #include "lpcd/io/gguf.h"
 #include "lpcd/io/safetensors.h"
+#include "lpcd/io/system_error.h"
+#include "lpcd/text/model_file.h"
 
 namespace lpcd::bundle {
 namespace {
@@ -27,6 +30,8 @@ constexpr std::array<const char*, 11> kCompanions = {"generation_config.json",
                                                      "chat_template.jinja",
                                                      "chat_template.json",
                                                      "README.md"};
+// The same: chat templates with other names than "default".
+constexpr std::string_view kTemplateFolder = "additional_chat_templates";
 constexpr uint64_t kMaxCompanionBytes = 1ULL << 30;
 
 std::string_view dtype_text(DType type) {
@@ -180,14 +185,39 @@ void add_companions(const DirectoryContents& contents, const std::string& direct
     add_files_from_gguf(contents, directory, pending);
     return;
   }
-  for (const char* name : kCompanions) {
-    const std::string path = contents.model->path() + "/" + name;
-    if (!fs::is_regular_file(path)) continue;
-    add_text(pending, directory + "/" + name, io::read_text_file(path, kMaxCompanionBytes));
+  for (const std::string& name : companion_files(contents.model->path())) {
+    if (name.starts_with(kTemplateFolder)) {
+      io::make_directories(fmt::format("{}/{}", directory, kTemplateFolder));
+    }
+    add_text(pending, directory + "/" + name,
+             io::read_text_file(contents.model->path() + "/" + name, kMaxCompanionBytes));
   }
 }
 
 }  // namespace
+
+std::vector<std::string> companion_files(const std::string& directory) {
+  const fs::path folder(directory);
+  std::vector<std::string> templates;
+  std::error_code error;  // there is no such folder, as a rule
+  for (fs::directory_iterator it(folder / kTemplateFolder, error), end; !error && it != end;
+       it.increment(error)) {
+    if (it->path().extension() == ".jinja") {
+      templates.push_back(fmt::format("{}/{}", kTemplateFolder, it->path().filename().string()));
+    }
+  }
+  if (error && error != std::errc::no_such_file_or_directory &&
+      error != std::errc::not_a_directory) {
+    io::raise_read_error((folder / kTemplateFolder).string(), "list the directory", error.value());
+  }
+  std::ranges::sort(templates);
+  std::vector<std::string> names(kCompanions.begin(), kCompanions.end());
+  names.insert(names.end(), templates.begin(), templates.end());
+  std::erase_if(names, [&](const std::string& name) {
+    return !text::has_model_file(directory, name) || !fs::is_regular_file(folder / name, error);
+  });
+  return names;
+}
 
 uint64_t estimate_bytes(const DirectoryContents& contents) {
   return io::safetensors_bytes(list_tensors(contents, nullptr), contents.max_shard_bytes);

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "lpcd/arch/model.h"
 #include "lpcd/base/context.h"
@@ -36,6 +37,11 @@ struct DirectoryContents {
 /// Errors    kWriteFailed; nothing appears under its final name before everything is written.
 void write_hf_directory(const RunContext& ctx, const DirectoryContents& contents,
                         const std::string& directory);
+
+/// Files that a model directory holds besides weights and config.json, which write_hf_directory
+/// copies: of the tokenizer, of generation, README.md; names in the directory.
+/// Errors    kBadFile if one is a link that leads out of the directory (text::has_model_file).
+[[nodiscard]] std::vector<std::string> companion_files(const std::string& directory);
 
 /// Bytes of the weights that write_hf_directory would write.
 [[nodiscard]] uint64_t estimate_bytes(const DirectoryContents& contents);

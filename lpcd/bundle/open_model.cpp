@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "lpcd/base/raise.h"
+#include "lpcd/bundle/hf_directory.h"
 #include "lpcd/bundle/quantized_source.h"
 #include "lpcd/io/file.h"
 #include "lpcd/io/gguf.h"
@@ -65,6 +66,7 @@ arch::Model open_directory(const std::string& path) {
     if (const auto file = only_gguf_file(path)) return arch::Model::from_gguf(*file);
     refuse_directory(path);
   }
+  (void)companion_files(path);  // a link that an output would not get is refused now
   Json config = parse_json(io::read_text_file(config_path, kMaxConfigBytes), config_path);
   std::shared_ptr<const io::TensorSource> source = io::open_safetensors_directory(path);
   const JsonFields fields(config, config_path);

@@ -159,6 +159,66 @@ TEST_F(FormatsTest, ExportFindsAnOriginalThatHasMoved) {
   expect_error([&] { export_model(o, ctx_); }, ErrorCode::kBadOption, "needs no original");
 }
 
+// config.json says that it is tied; the file has another.
+TEST_F(FormatsTest, AHeadOfItsOwnIsKeptAndCalledSo) {
+  TinyModel{.tied = false}.write(model_);
+  Json config = parse_json(file_bytes(model_ + "/config.json"), "config.json");
+  config["tie_word_embeddings"] = true;
+  io::write_file(model_ + "/config.json", dump_json(config));
+  const Mat expected = TinyModel{.tied = false}.open().read(arch::Role::kHead);
+  QuantizeOptions o = options("ct");
+  o.formats = {"ct:3,g32"};
+  quantize(o, ctx_);
+  export_model({.source = model_, .format = "dense:fp32", .out = dir_ / "dense"}, ctx_);
+  export_model({.source = model_, .format = "gguf:f32", .out = dir_ / "gguf"}, ctx_);
+  for (const char* name : {"ct", "dense", "gguf"}) {
+    SCOPED_TRACE(name);
+    const arch::Model model = bundle::open_model(dir_ / name);
+    EXPECT_FALSE(model.config().tied_head);
+    const Mat head = model.read(arch::Role::kHead);
+    for (int64_t i = 0; i < head.size(); ++i) ASSERT_EQ(head.data()[i], expected.data()[i]);
+    if (std::string_view(name) == "gguf") continue;
+    config = parse_json(file_bytes((dir_ / name) + "/config.json"), "config.json");
+    EXPECT_EQ(config["tie_word_embeddings"], false);
+  }
+}
+
+TEST_F(FormatsTest, ChatTemplatesWithNamesAreCopied) {
+  const std::string folder = model_ + "/additional_chat_templates";
+  io::make_directories(folder);
+  io::write_file(folder + "/tool_use.jinja", "{{ tools }}");
+  io::write_file(folder + "/notes.txt", "not a template");
+  io::write_file(model_ + "/text.md", "about");
+  std::filesystem::create_symlink("text.md", model_ + "/README.md");
+  std::filesystem::create_symlink("../text.md", folder + "/rag.jinja");
+  export_model({.source = model_, .format = "dense:fp16", .out = dir_ / "dense"}, ctx_);
+  EXPECT_EQ(file_bytes(dir_ / "dense/additional_chat_templates/tool_use.jinja"), "{{ tools }}");
+  EXPECT_EQ(file_bytes(dir_ / "dense/additional_chat_templates/rag.jinja"), "about");
+  EXPECT_FALSE(io::exists(dir_ / "dense/additional_chat_templates/notes.txt"));
+  EXPECT_EQ(file_bytes(dir_ / "dense/README.md"), "about");
+  EXPECT_FALSE(std::filesystem::is_symlink(dir_ / "dense/README.md"));
+}
+
+// A model from elsewhere must not put a file of this machine into what is passed on.
+TEST_F(FormatsTest, FilesBesideTheWeightsAreNotReadThroughLinksToElsewhere) {
+  io::write_file(dir_ / "id_rsa", "secret");
+  io::make_directories(model_ + "/additional_chat_templates");
+  for (const std::string name :
+       {"README.md", "merges.txt", "chat_template.jinja", "additional_chat_templates/x.jinja"}) {
+    SCOPED_TRACE(name);
+    const std::string link = model_ + "/" + name;
+    std::filesystem::create_symlink(dir_ / "id_rsa", link);
+    QuantizeOptions o = options("out");
+    expect_error([&] { quantize(o, ctx_); }, ErrorCode::kBadFile,
+                 name + ": is a link that leads out of the directory");
+    expect_error(
+        [&] { export_model({.source = model_, .format = "gguf:f16", .out = o.out}, ctx_); },
+        ErrorCode::kBadFile, "leads out of the directory");
+    EXPECT_FALSE(io::exists(o.out));
+    std::filesystem::remove(link);
+  }
+}
+
 TEST_F(FormatsTest, WarnsOfGgufFilesThatLlamaCppDoesNotLoad) {
   std::filesystem::remove(model_ + "/tokenizer.json");
   std::string warning;
@@ -226,14 +286,17 @@ TEST_F(FormatsTest, GgufHoldsWhatWasComputed) {
               .tied = architecture == "qwen3",
               .dtype = DType::kBF16}
         .write(model);
-    for (const std::string format : {"gguf:q2_k", "gguf:q4_k_m", "gguf:q3_k,pure", "gguf:exact"}) {
+    for (const std::string format :
+         {"gguf:q2_k", "gguf:q4_k_m", "gguf:q3_k,pure", "gguf:q4_k_s", "gguf:exact"}) {
       SCOPED_TRACE(architecture + " " + format);
       QuantizeOptions o = options(architecture + format.substr(5));
       o.model = model;
       o.formats = {format};
-      o.method = format == "gguf:q2_k" ? Method::kGptq : Method::kRtn;
-      o.qep = false;
-      o.lpcd = {"none"};
+      // One with everything that is computed on the grid of the file.
+      const bool all = format == "gguf:q4_k_s";
+      o.method = all || format == "gguf:q2_k" ? Method::kGptq : Method::kRtn;
+      o.qep = all;
+      o.lpcd = {all ? "all" : "none"};
       o.dry_run = true;
       const std::string plan = quantize(o, ctx_).plan;
       o.dry_run = false;
