@@ -4,12 +4,19 @@ calibration sequences. A positive change means that the ingredient pays.
 
   bench/ablation.py --model MODEL.gguf --calib c4.txt --text wiki.test.raw --bits 3,2 --seeds 0,1,2
 
-Runs are kept in --work and used again.
+Runs are kept in --work and used again. All of it takes hours: --results keeps the figures of each run in a file,
+so that it can be done in parts, on several machines. The table is of all that the file holds:
+
+  bench/ablation.py --results docs/ablation.jsonl --bits 3,2 --table
 """
 
 import argparse
+import json
 import math
+import os
+import pathlib
 import statistics
+import sys
 
 import runs
 
@@ -29,45 +36,102 @@ VARIANTS = {
     "no feedback between outputs": ["--output-feedback", "off"],
     "no token weights": ["--token-weights", "off"],
     "no massive weight": ["--massive-weight", "0"],
-    "no guard (nothing held out)": ["--holdout", "0", "--percdamp", "0.05"],
+    "no guard (nothing held out)": ["--holdout", "0"],
     "one damping (0.01)": ["--percdamp", "0.01"],
     "fixed strengths (0.5)": ["--qep-strength", "0.5", "--lpcd-strength", "0.5"],
 }
 
 
+def measure(kept, args, extra, bits, seed, variant):
+    out = kept.quantize(variant, bits, VARIANTS[variant], extra, seed=seed)
+    result = kept.divergence(out, args.text, args.max_tokens)
+    record = runs.record_of(out)
+    return {
+        "model": os.path.basename(args.model),
+        "setting": f"{args.samples} x {args.seq_len} tokens of {os.path.basename(args.calib)}, groups of {args.group}, "
+                   f"measured on {args.max_tokens} of {os.path.basename(args.text)}"
+                   + "".join(f" {e}" for e in extra),
+        "bits": int(bits),
+        "seed": seed,
+        "variant": variant,
+        "excess": round(result["perplexity"] - result["reference"]["perplexity"], 4),
+        "kl": round(result["reference"]["kl_mean"], 6),
+        "seconds": round(record["cost"]["total_seconds"]),
+        "numerics": record["fingerprint"]["numerics_version"],
+        "simd": record["machine"]["simd"],
+    }  # fmt: skip
+
+
+def place(row):
+    """What makes two runs the same."""
+    return tuple(row[k] for k in ("model", "setting", "bits", "seed", "variant", "numerics", "simd"))
+
+
+def pairs(rows, variant):
+    """For each draw, the newest run of `variant` and the full method's run of that draw: one by the same numerics on
+    the same vectors if there is one, else the newest."""
+    found = {}
+    for row in sorted((r for r in rows if r["variant"] == variant), key=lambda r: r["numerics"]):
+        full = [r for r in rows if r["variant"] == "full" and r["seed"] == row["seed"]]
+        if full:
+            alike = lambda r: (r["numerics"] == row["numerics"], r["simd"] == row["simd"], r["numerics"])
+            found[row["seed"]] = (row, max(full, key=alike))
+    return [found[seed] for seed in sorted(found)]
+
+
+def table(rows):
+    print("| variant | excess perplexity | of full | KL divergence | of full | change of KL | time | numerics |\n"
+          "|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for variant in VARIANTS:
+        found = pairs(rows, variant)
+        if not found or variant == "full":
+            continue
+        # Pairs of the same draw: what the draw does to both drops out.
+        change = [row["kl"] / full["kl"] - 1 for row, full in found]
+        error = f" +- {statistics.stdev(change) / math.sqrt(len(change)):.1%}" if len(change) > 1 else ""
+        times = [row["seconds"] / full["seconds"] for row, full in found if row["seconds"] and full["seconds"]]
+        time = f"{statistics.mean(times):.2f}" if times else ""
+        each = lambda i, key, digits: ", ".join(f"{pair[i][key]:.{digits}f}" for pair in found)
+        numerics = ", ".join(str(row["numerics"]) + ("" if row["numerics"] == full["numerics"] else f" to {full['numerics']}")
+                             for row, full in found)  # fmt: skip
+        print(f"| {variant} | {each(0, 'excess', 2)} | {each(1, 'excess', 2)} | {each(0, 'kl', 4)} | {each(1, 'kl', 4)} "
+              f"| {statistics.mean(change):+.1%}{error} | {time} | {numerics} |")  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    runs.add_arguments(parser, samples=16)
-    parser.add_argument("--text", required=True, help="text to predict")
+    # Needed to measure, not for --table.
+    measuring = "--table" not in sys.argv
+    runs.add_arguments(parser, samples=16, required=measuring)
+    parser.add_argument("--text", required=measuring, help="text to predict")
     parser.add_argument("--bits", default="3,2")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--max-tokens", type=int, default=16384)
     parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--results", type=pathlib.Path, help="file of figures to add to, one JSON object a run")
+    parser.add_argument("--table", action="store_true", help="print what --results holds, measure nothing")
     args, extra = parser.parse_known_args()  # the rest goes to quantize
 
-    kept = runs.Runs(args)
-    seeds = [int(s) for s in args.seeds.split(",")]
-    for bits in args.bits.split(","):
-        print(f"\n{bits} bits, {args.samples} x {args.seq_len} tokens, seeds {args.seeds}\n")
-        print("| variant | excess perplexity | KL divergence | change of KL | seconds |\n|---|---|---|---|---|")
-        full = []
-        for name in ["full", *(v for v in args.variants.split(",") if v != "full")]:
-            excess, kl, seconds = [], [], []
-            for seed in seeds:
-                out = kept.quantize(name, bits, VARIANTS[name], extra, seed=seed)
-                result = kept.divergence(out, args.text, args.max_tokens)
-                excess.append(result["perplexity"] - result["reference"]["perplexity"])
-                kl.append(result["reference"]["kl_mean"])
-                seconds.append(runs.record_of(out)["cost"]["total_seconds"])
-            if name == "full":
-                full = kl
-            # Pairs of the same seed: what the draw does to both drops out.
-            change = [b / a - 1 for a, b in zip(full, kl)]
-            error = statistics.stdev(change) / math.sqrt(len(change)) if len(change) > 1 else 0.0
-            spread = lambda v: f" ({min(v):.3f} to {max(v):.3f})" if len(v) > 1 else ""
-            print(f"| {name} | {statistics.mean(excess):.2f}{spread(excess)} | {statistics.mean(kl):.4f}{spread(kl)} "
-                  f"| {statistics.mean(change):+.1%} +- {error:.1%} | {statistics.mean(seconds):.0f} |",
-                  flush=True)  # fmt: skip
+    rows = {}
+    if args.results and args.results.exists():
+        rows = {place(r): r for r in map(json.loads, args.results.read_text().splitlines())}
+    settings = []
+    if measuring:
+        kept = runs.Runs(args)
+        for bits in args.bits.split(","):
+            for seed in map(int, args.seeds.split(",")):
+                for variant in ["full", *(v for v in args.variants.split(",") if v != "full")]:
+                    row = measure(kept, args, extra, bits, seed, variant)
+                    rows[place(row)] = row
+                    settings = [(row["model"], row["setting"])]
+                    print(f"{bits} bits, seed {seed}, {variant}: {row['excess']:.2f}, {row['kl']:.4f}, {row['seconds']} s",
+                          file=sys.stderr, flush=True)  # fmt: skip
+                    if args.results:
+                        args.results.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
+    for setting in settings or sorted({(r["model"], r["setting"]) for r in rows.values()}):
+        for bits in map(int, args.bits.split(",")):
+            print(f"\n{setting[0]}, {bits} bits, {setting[1]}\n")
+            table([r for r in rows.values() if (r["model"], r["setting"]) == setting and r["bits"] == bits])
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ def run_loud(*command):
     return done.stdout + done.stderr
 
 
-def add_arguments(parser, samples=128):
+def add_arguments(parser, samples=128, required=True):
     parser.add_argument("--lpcd", default=HERE.parent / "build" / "bin" / "lpcd")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--calib", required=True, help="calibration text, or self")
+    parser.add_argument("--model", required=required)
+    parser.add_argument("--calib", required=required, help="calibration text, or self")
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--samples", type=int, default=samples)
     parser.add_argument("--seq-len", type=int, default=512)
