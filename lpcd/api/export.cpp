@@ -144,9 +144,9 @@ std::string export_model_unguarded(const ExportOptions& options, const RunContex
     raise(ErrorCode::kBadOption, "{}: not a run of lpcd, so there are no codes to store; {}",
           options.source, remedy(options.source, *format));
   }
+  api::warn_of_gguf(ctx, model, *format);
   const OutputDirectory locked(ctx, options.out);
   const std::string path = api::output_path(model, *format, options.out);
-  api::warn_of_gguf(ctx, model, *format);
   if (format->container() == format::Container::kGguf) {
     bundle::write_gguf_file(ctx, {.model = &model, .format = format.get()}, path);
     return path;

@@ -132,6 +132,10 @@ std::string run_text(const Json& r) {
                                  r["model"].get<std::string>());
   text += fmt::format("{:<14}{} of {}\n", "blocks done", r["blocks_done"].get<int64_t>(),
                       r["blocks"].get<int64_t>());
+  if (r["kind"] == "unfinished run" && r["blocks_done"] == r["blocks"]) {
+    text += fmt::format("{:<14}lpcd export {} --out DIR --format FORMAT\n", "write with",
+                        shell_word(r["path"].get<std::string>()));
+  }
   if (r["kind"] == "unfinished run") {
     text += fmt::format("{:<14}lpcd quantize {} --out {} --resume, with the options of the run\n",
                         "go on with", shell_word(r["model"].get<std::string>()),

@@ -9,10 +9,10 @@
 #include "lpcd/format/ggml_fit.h"
 #include "lpcd/io/gguf.h"
 #include "lpcd/io/gguf_writer.h"
+#include "lpcd/io/model_file.h"
 #include "lpcd/linalg/parallel.h"
 #include "lpcd/nn/ops.h"
 #include "lpcd/text/gguf_export.h"
-#include "lpcd/text/model_file.h"
 
 namespace lpcd::bundle {
 namespace {
@@ -325,7 +325,7 @@ std::string gguf_file_name(const arch::Model& model, const format::OutputFormat&
 
 bool has_vocabulary(const arch::Model& model) {
   return model.gguf() != nullptr ? model.gguf()->find_key("tokenizer.ggml.tokens") != nullptr
-                                 : text::has_model_file(model.path(), "tokenizer.json");
+                                 : io::has_model_file(model.path(), "tokenizer.json");
 }
 
 std::string check_gguf(const arch::Model& model) {

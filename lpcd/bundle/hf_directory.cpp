@@ -8,9 +8,9 @@
 #include "lpcd/base/raise.h"
 #include "lpcd/io/file.h"
 #include "lpcd/io/gguf.h"
+#include "lpcd/io/model_file.h"
 #include "lpcd/io/safetensors.h"
 #include "lpcd/io/system_error.h"
-#include "lpcd/text/model_file.h"
 
 namespace lpcd::bundle {
 namespace {
@@ -214,7 +214,7 @@ std::vector<std::string> companion_files(const std::string& directory) {
   std::vector<std::string> names(kCompanions.begin(), kCompanions.end());
   names.insert(names.end(), templates.begin(), templates.end());
   std::erase_if(names, [&](const std::string& name) {
-    return !text::has_model_file(directory, name) || !fs::is_regular_file(folder / name, error);
+    return !io::has_model_file(directory, name) || !fs::is_regular_file(folder / name, error);
   });
   return names;
 }

@@ -40,7 +40,7 @@ void write_hf_directory(const RunContext& ctx, const DirectoryContents& contents
 
 /// Files that a model directory holds besides weights and config.json, which write_hf_directory
 /// copies: of the tokenizer, of generation, README.md; names in the directory.
-/// Errors    kBadFile if one is a link that leads out of the directory (text::has_model_file).
+/// Errors    kBadFile if one is a link that leads out of the directory (io::has_model_file).
 [[nodiscard]] std::vector<std::string> companion_files(const std::string& directory);
 
 /// Bytes of the weights that write_hf_directory would write.

@@ -8,6 +8,7 @@
 
 #include "lpcd/base/json.h"
 #include "lpcd/base/raise.h"
+#include "lpcd/io/model_file.h"
 #include "lpcd/io/names.h"
 #include "lpcd/io/safetensors_header.h"
 #include "lpcd/io/system_error.h"
@@ -78,10 +79,6 @@ class SafetensorsSource : public TensorSource {
   std::map<std::string, Place, std::less<>> places_;
 };
 
-bool is_inside(const fs::path& path, const fs::path& root) {
-  return std::mismatch(root.begin(), root.end(), path.begin(), path.end()).first == root.end();
-}
-
 /// A checkpoint directory: opens plain names in it and nothing outside of it.
 class CheckpointDirectory {
  public:
@@ -105,18 +102,8 @@ class CheckpointDirectory {
     return fs::exists(status) || (error && status.type() != fs::file_type::not_found);
   }
 
-  /// The path with all links resolved; nothing if there is no such file.
   [[nodiscard]] std::optional<std::string> resolve(std::string_view name) const {
-    std::error_code error;
-    const fs::path target = fs::canonical(root_ / name, error);
-    if (error == std::errc::no_such_file_or_directory) return std::nullopt;
-    if (error) raise_read_error(label(name), "open", error.value());
-    if (!is_inside(target, root_) && !is_cached_blob(target)) {
-      raise(ErrorCode::kBadFile,
-            "{}: is a link that leads out of the directory, to {}; put a copy in its place",
-            label(name), target.string());
-    }
-    return target.string();
+    return resolve_model_file(directory_, name);
   }
 
   [[nodiscard]] Shard load(std::string_view name) const {
@@ -143,20 +130,6 @@ class CheckpointDirectory {
   [[nodiscard]] const std::string& path() const { return directory_; }
 
  private:
-  /// The Hugging Face cache keeps files in MODEL/blobs, and links to them in
-  /// MODEL/snapshots/REVISION. Directories that huggingface-cli filled before its version 0.23 have
-  /// links to models--OWNER--NAME/blobs, wherever the cache is.
-  [[nodiscard]] bool is_cached_blob(const fs::path& target) const {
-    const fs::path blobs = target.parent_path();
-    if (blobs.filename() == "blobs" &&
-        blobs.parent_path().filename().string().starts_with("models--")) {
-      return true;
-    }
-    const fs::path snapshots = root_.parent_path();
-    return snapshots.filename() == "snapshots" &&
-           is_inside(target, snapshots.parent_path() / "blobs");
-  }
-
   std::string directory_;
   fs::path root_;
 };

@@ -5,7 +5,7 @@
 #include "lpcd/base/json.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/io/file.h"
-#include "lpcd/text/model_file.h"
+#include "lpcd/io/model_file.h"
 #include "lpcd/text/normalizer.h"
 #include "lpcd/text/pre_tokenizer.h"
 #include "lpcd/text/tokenizer.h"
@@ -16,7 +16,7 @@ namespace {
 constexpr uint64_t kMaxBytes = 1ULL << 30;
 
 std::optional<Json> read_json(const std::string& directory, const std::string& name) {
-  if (!has_model_file(directory, name)) return std::nullopt;
+  if (!io::has_model_file(directory, name)) return std::nullopt;
   const std::string path = directory + "/" + name;
   return parse_json(io::read_text_file(path, kMaxBytes), path);
 }
@@ -88,7 +88,7 @@ std::string merge_text(const Json& merge, const std::string& where) {
 }
 
 std::string chat_template_of(const std::string& directory, const Json& config) {
-  if (has_model_file(directory, "chat_template.jinja")) {
+  if (io::has_model_file(directory, "chat_template.jinja")) {
     return io::read_text_file(directory + "/chat_template.jinja", kMaxBytes);
   }
   Json value = config.is_object() ? config.value("chat_template", Json()) : Json();

@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "lpcd/base/json.h"
 #include "lpcd/io/file.h"
+#include "lpcd/text/tokenizer.h"
 #include "tests/support/errors.h"
 #include "tests/support/paths.h"
 
@@ -187,6 +190,32 @@ TEST(ExportVocabulary, SentencePieceGetsScoresThatOrderItsMerges) {
   EXPECT_EQ(v.scores, (std::vector<double>{0, 0, 0, 0, -1, -2}));
   EXPECT_EQ(v.unknown_id, 0);
   EXPECT_EQ(v.add_space_prefix, true);
+}
+
+TEST(ExportVocabulary, FilesAreNotReadThroughLinksOutOfTheModel) {
+  const TemporaryDirectory dir;
+  io::make_directories(dir / "model");
+  const auto refused = [&](std::string_view name, std::string_view text) {
+    const std::string link = (dir / "model/") + std::string(name);
+    io::write_file(dir / "outside", text);
+    std::filesystem::create_symlink("../outside", link);
+    lpcd::testing::expect_error([&] { (void)export_vocabulary(dir / "model", 3); },
+                                ErrorCode::kBadFile, "is a link that leads out of the directory");
+    if (!name.starts_with("chat")) {
+      lpcd::testing::expect_error([&] { (void)Tokenizer::from_directory(dir / "model"); },
+                                  ErrorCode::kBadFile, "is a link that leads out of the directory");
+    }
+    std::filesystem::remove(link);
+  };
+  const std::string json =
+      R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}})";
+  refused("tokenizer.json", json);
+  io::write_file(dir / "model/tokenizer.json", json);
+  for (const char* name : {"tokenizer_config.json", "generation_config.json", "chat_template.jinja",
+                           "chat_template.json"}) {
+    refused(name, "{}");
+  }
+  EXPECT_TRUE(export_vocabulary(dir / "model", 3));
 }
 
 }  // namespace

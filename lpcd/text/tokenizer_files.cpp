@@ -2,8 +2,8 @@
 #include "lpcd/base/raise.h"
 #include "lpcd/io/file.h"
 #include "lpcd/io/gguf.h"
+#include "lpcd/io/model_file.h"
 #include "lpcd/text/gguf_vocabulary.h"
-#include "lpcd/text/model_file.h"
 #include "lpcd/text/tokenizer_impl.h"
 
 namespace lpcd::text {
@@ -59,7 +59,7 @@ GgufVocabulary vocabulary_of(const io::GgufFile& file) {
 }
 
 std::optional<Json> read_config(const std::string& directory, const std::string& name) {
-  if (!has_model_file(directory, name)) return std::nullopt;
+  if (!io::has_model_file(directory, name)) return std::nullopt;
   const std::string path = directory + "/" + name;
   return parse_json(io::read_text_file(path, kMaxConfigBytes), path);
 }
@@ -83,7 +83,7 @@ Tokenizer Tokenizer::from_gguf(const io::GgufFile& file) {
 }
 
 std::optional<Tokenizer> Tokenizer::from_directory(const std::string& directory) {
-  if (!has_model_file(directory, "tokenizer.json")) return std::nullopt;
+  if (!io::has_model_file(directory, "tokenizer.json")) return std::nullopt;
   const std::string path = directory + "/tokenizer.json";
   auto impl = Impl::read(io::read_text_file(path, kMaxTokenizerBytes), path);
   // What ends a text stands beside tokenizer.json: by name, or by id. So does, in some models alone

@@ -163,6 +163,7 @@ TEST_F(ResumeTest, ARunWhoseOutputCannotBeWrittenIsExportedElsewhere) {
   expect_error(exported, ErrorCode::kBadModel, "the run is not finished");
   io::make_directories(o.out + "/model.safetensors/in the way");
   expect_error([&] { quantize(o, ctx_); }, ErrorCode::kWriteFailed, "all blocks are kept");
+  EXPECT_NE(inspect(o.out).summary.find("write with    lpcd export"), std::string::npos);
   exported();
   EXPECT_EQ(weights("elsewhere"), weights("whole"));
   std::filesystem::remove_all(o.out + "/model.safetensors");
