@@ -151,9 +151,15 @@ void BlockForward::attend(const RunContext& ctx, std::span<const SequenceRows> s
   const int64_t d = config_.head_dim;
   const int64_t group = config_.heads / config_.kv_heads;
   const auto count = static_cast<int64_t>(sequences.size());
-  linalg::parallel_for(ctx, count * config_.kv_heads, [&](int64_t task) {
-    const SequenceRows& s = sequences[static_cast<size_t>(task / config_.kv_heads)];
-    const int64_t kv = task % config_.kv_heads;
+  // A head a task; where keys have to be joined, the heads that share them.
+  const bool joins =
+      std::ranges::any_of(sequences, [](const auto& s) { return s.prefix_rows > 0; });
+  const int64_t heads_per_task = joins ? group : 1;
+  const int64_t tasks = config_.heads / heads_per_task;
+  linalg::parallel_for(ctx, count * tasks, [&](int64_t task) {
+    const SequenceRows& s = sequences[static_cast<size_t>(task / tasks)];
+    const int64_t first_head = task % tasks * heads_per_task;
+    const int64_t kv = first_head / group;
     Mat joined_keys;
     Mat joined_values;
     const auto seen = [&](ConstView x, Mat& joined) -> ConstView {
@@ -168,7 +174,7 @@ void BlockForward::attend(const RunContext& ctx, std::span<const SequenceRows> s
     const ConstView keys = seen(k, joined_keys);
     const ConstView values = seen(v, joined_values);
     nn::AttentionScratch scratch;
-    for (int64_t head = kv * group; head < (kv + 1) * group; ++head) {
+    for (int64_t head = first_head; head < first_head + heads_per_task; ++head) {
       nn::causal_attention(q.rows_range(s.row, s.rows).cols_range(head * d, d), keys, values,
                            z.rows_range(s.row, s.rows).cols_range(head * d, d), scratch);
     }
