@@ -130,7 +130,7 @@ void check_class(const Architecture& architecture, const JsonFields& config) {
 
 // True if one tensor is a copy of the other, to the byte. Codes are no copy of anything.
 bool same_bytes(const io::TensorSource& source, const TensorInfo& a, const TensorInfo& b) {
-  constexpr size_t kChunk = 16 << 20;  // what stays resident of two mapped matrices
+  constexpr size_t kBytesAtATime = 16 << 20;  // what stays resident of two mapped matrices
   if (a.dtype != b.dtype || a.shape != b.shape) return false;
   for (const TensorInfo* info : {&a, &b}) {
     if (source.stored_form(info->name).type != dtype_info(info->dtype).name) return false;
@@ -138,8 +138,8 @@ bool same_bytes(const io::TensorSource& source, const TensorInfo& a, const Tenso
   const std::span<const std::byte> x = source.raw(a.name);
   const std::span<const std::byte> y = source.raw(b.name);
   bool same = true;
-  for (size_t at = 0; at < x.size() && same; at += kChunk) {
-    same = std::memcmp(x.data() + at, y.data() + at, std::min(kChunk, x.size() - at)) == 0;
+  for (size_t at = 0; at < x.size() && same; at += kBytesAtATime) {
+    same = std::memcmp(x.data() + at, y.data() + at, std::min(kBytesAtATime, x.size() - at)) == 0;
     source.release(a.name);
     source.release(b.name);
   }
