@@ -270,8 +270,7 @@ Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
   const Part judge = held_out ? Part::kHeldOut : Part::kSolve;
   const double energy = energies.of(judge).weighted;
   Mat product(w[role].rows(), w[role].cols());
-  const Descent here = held_out ? descent_on(ctx, coupled, role, source, judge, w)
-                                : descent_on(ctx, coupled, role, source, Part::kSolve, w);
+  const Descent here = descent_on(ctx, coupled, role, source, judge, w);
   const double bend = curvature_on(ctx, coupled, role, source, judge, w, result.step, product);
   const double slope = inner_product(ctx, here.gradient, result.step);
   result.objective_before = here.error / energy;
@@ -287,11 +286,8 @@ Relaxed relax(const RunContext& ctx, const Coupled& coupled, Role role,
   result.objective_relaxed = result.objective_before;
   const Mat from = w[role].clone();
   for (int attempt = 0; attempt < 3 && s > 0; ++attempt, s /= 2) {
-    for_rows(ctx, from.rows(), [&](int64_t r0, int64_t n) {
-      for (int64_t i = r0 * from.cols(); i < (r0 + n) * from.cols(); ++i) {
-        w[role].data()[i] = from.data()[i] + static_cast<float>(s) * result.step.data()[i];
-      }
-    });
+    copy(from, w[role]);
+    add_scaled(ctx, s, result.step, w[role]);
     const double error = errors_on(ctx, coupled, source, judge, w).weighted / energy;
     if (error < result.objective_relaxed) {
       result.objective_relaxed = error;
