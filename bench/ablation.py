@@ -62,6 +62,13 @@ def measure(kept, args, extra, bits, seed, variant):
     }  # fmt: skip
 
 
+def save(path, rows):
+    """Old or complete, whenever it is stopped."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    temporary.replace(path)
+
+
 def place(row):
     """What makes two runs the same."""
     return tuple(row[k] for k in ("model", "setting", "bits", "seed", "variant", "numerics", "simd"))
@@ -100,10 +107,8 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    # Needed to measure, not for --table.
-    measuring = "--table" not in sys.argv
-    runs.add_arguments(parser, samples=16, required=measuring)
-    parser.add_argument("--text", required=measuring, help="text to predict")
+    runs.add_arguments(parser, samples=16, required=False)
+    parser.add_argument("--text", help="text to predict")
     parser.add_argument("--bits", default="3,2")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--max-tokens", type=int, default=16384)
@@ -111,12 +116,16 @@ def main():
     parser.add_argument("--results", type=pathlib.Path, help="file of figures to add to, one JSON object a run")
     parser.add_argument("--table", action="store_true", help="print what --results holds, measure nothing")
     args, extra = parser.parse_known_args()  # the rest goes to quantize
+    if args.table and not (args.results and args.results.exists()):
+        parser.error("--table needs a file of --results")
+    if not args.table and not (args.model and args.calib and args.text):
+        parser.error("--model, --calib and --text are needed to measure")
 
     rows = {}
     if args.results and args.results.exists():
         rows = {place(r): r for r in map(json.loads, args.results.read_text().splitlines())}
     settings = []
-    if measuring:
+    if not args.table:
         kept = runs.Runs(args)
         for bits in args.bits.split(","):
             for seed in map(int, args.seeds.split(",")):
@@ -127,7 +136,7 @@ def main():
                     print(f"{bits} bits, seed {seed}, {variant}: {row['excess']:.2f}, {row['kl']:.4f}, {row['seconds']} s",
                           file=sys.stderr, flush=True)  # fmt: skip
                     if args.results:
-                        args.results.write_text("".join(json.dumps(r) + "\n" for r in rows.values()))
+                        save(args.results, rows.values())
     for setting in settings or sorted({(r["model"], r["setting"]) for r in rows.values()}):
         for bits in map(int, args.bits.split(",")):
             print(f"\n{setting[0]}, {bits} bits, {setting[1]}\n")
