@@ -314,6 +314,59 @@ TEST(Factors, OfAttentionLogitsAreThoseOfTheOperator) {
   expect_factors_of_logits("qwen3", kLength, 48, 0.3);  // as if a norm took nothing along the head
 }
 
+// A key that much of attention rests on, as on the first token of real models, beside a sum over
+// one position in four. Two kinds of queries: one goes to that key and has its size in channel 3,
+// which hardly turns with position, the other goes to all keys and has it in channel 1.
+TEST(Factors, OfKeysCountTheFirstPositionOnce) {
+  constexpr int64_t kLong = 256;
+  constexpr int64_t kQueries[] = {0, 1};  // channels of the input that tell the kind of a token
+  constexpr int64_t kFirst = 2;
+  constexpr int64_t kProbe = 5;  // as large in all tokens, with either sign
+  const RunContext ctx = with_threads(2);
+  const ModelConfig c = small_config();
+  const BlockForward forward(c, kLong);
+  BlockWeights original = random_block(c, 100);
+  for (const Role role : {Role::kQ, Role::kK}) {
+    for (int64_t i = 0; i < original[role].size(); ++i) original[role].data()[i] *= 0.3F;
+  }
+  const float size = 0.86F;
+  for (int64_t head = 0; head < c.heads / c.kv_heads; ++head) {
+    original[Role::kQ](head * c.head_dim + 3, kQueries[0]) = size;
+    original[Role::kQ](head * c.head_dim + 1, kQueries[1]) = size;
+  }
+  original[Role::kK](3, kFirst) = size;
+  FixedSource source(kLong, 2, 0, c.hidden, 300, kLong);
+  for (int64_t row = 0; row < source.x_f.rows(); ++row) {
+    const int64_t position = row % kLong;
+    for (int64_t i = 0; i < c.hidden; ++i) source.x_f(row, i) *= 0.3F;
+    for (const int64_t i : {kQueries[0], kQueries[1], kFirst}) source.x_f(row, i) = 0;
+    source.x_f(row, position == 0 ? kFirst : kQueries[position % 2]) = 3;
+    source.x_f(row, kProbe) = source.y_f(row, 0) > 0 ? 1.0F : -1.0F;
+  }
+  copy(source.x_f, source.x_q);
+  const auto coupled = make_query_key(forward, original);
+  Factors factors = coupled->start_factors(Role::kK);
+  Mat gradient(original[Role::kK].rows(), original[Role::kK].cols());
+  source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+    (void)coupled->descent(ctx, chunk, original, Role::kK, gradient, &factors);
+  });
+  const int64_t tokens = source.tokens(Part::kSolve);
+  coupled->finish_factors(ctx, original, Role::kK, tokens, factors);
+  for (const int64_t channel : {1, 3}) {
+    Mat d(original[Role::kK].rows(), c.hidden);
+    d(channel, kProbe) = 1;
+    double energy = 0;
+    source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+      Mat product(d.rows(), d.cols());
+      energy += coupled->curvature(ctx, chunk, original, Role::kK, d, product);
+    });
+    const double expected = static_cast<double>(tokens) * 0.5 *
+                            static_cast<double>(factors.input(kProbe, kProbe)) *
+                            static_cast<double>(factors.output(channel, channel));
+    EXPECT_NEAR(energy / expected, 1.0, 0.15) << channel;
+  }
+}
+
 double squared_distance_of(const Mat& a, const Mat& b) {
   const Mat difference = moved(a, -1.0, b);
   return nn::inner_product(difference, difference);
