@@ -2,6 +2,7 @@
 #include "lpcd/api/machine.h"
 #include "lpcd/api/output.h"
 #include "lpcd/base/raise.h"
+#include "lpcd/bundle/hf_directory.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/io/file.h"
 #include "lpcd/lpcd.h"
@@ -16,7 +17,7 @@ class OutputDirectory {
   OutputDirectory(const RunContext& ctx, const std::string& path) : lock_(made(path)) {
     api::warn_without_lock(ctx, lock_);
     check(path);  // another process may have been faster
-    io::remove_temporaries(path);
+    bundle::remove_leftovers(path);
   }
 
   static void check(const std::string& path) {

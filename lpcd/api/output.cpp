@@ -5,6 +5,7 @@
 #include <map>
 
 #include "lpcd/base/raise.h"
+#include "lpcd/bundle/hf_directory.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/io/file.h"
 #include "lpcd/pipeline/ggml_types.h"
@@ -268,7 +269,9 @@ void require_empty(const std::string& directory) {
   for (const auto& entry : fs::directory_iterator(directory, error)) {
     // What a process that died early leaves behind is ours.
     const std::string name = entry.path().filename().string();
-    if (name == ".lpcd" || name == ".lpcd-lock" || io::is_temporary(name)) continue;
+    if (name == ".lpcd" || name == ".lpcd-lock" || bundle::is_leftover(entry.path().string())) {
+      continue;
+    }
     raise(ErrorCode::kOutputExists, "{}: not empty and not a run of lpcd; give another --out",
           directory);
   }

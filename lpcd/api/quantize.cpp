@@ -7,6 +7,7 @@
 #include "lpcd/api/output.h"
 #include "lpcd/base/clock.h"
 #include "lpcd/base/raise.h"
+#include "lpcd/bundle/hf_directory.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/calib/self_sample.h"
 #include "lpcd/io/file.h"
@@ -229,7 +230,7 @@ class QuantizeJob {
     journal_.remove_temporaries();
     for (const auto& format : formats_) {
       const std::string directory = api::output_directory(options_.out, *format, formats_.size());
-      if (io::exists(directory)) io::remove_temporaries(directory);
+      if (io::exists(directory)) bundle::remove_leftovers(directory);
     }
     check_output();  // another process may have been faster
     if (journal_.exists()) return true;

@@ -219,6 +219,29 @@ std::vector<std::string> companion_files(const std::string& directory) {
   return names;
 }
 
+bool is_leftover(const std::string& path) {
+  const fs::path entry(path);
+  if (io::is_temporary(entry.filename().string())) return true;
+  std::error_code error;
+  if (entry.filename() != kTemplateFolder || !fs::is_directory(fs::symlink_status(entry, error))) {
+    return false;
+  }
+  fs::directory_iterator it(entry, error);
+  for (; !error && it != fs::directory_iterator(); it.increment(error)) {
+    if (!io::is_temporary(it->path().filename().string())) return false;
+  }
+  return !error;
+}
+
+void remove_leftovers(const std::string& directory) {
+  io::remove_temporaries(directory);
+  const std::string folder = fmt::format("{}/{}", directory, kTemplateFolder);
+  if (!is_leftover(folder)) return;
+  io::remove_temporaries(folder);
+  std::error_code error;  // an empty folder is in nobody's way
+  fs::remove(folder, error);
+}
+
 uint64_t estimate_bytes(const DirectoryContents& contents) {
   return io::safetensors_bytes(list_tensors(contents, nullptr), contents.max_shard_bytes);
 }

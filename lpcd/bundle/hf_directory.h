@@ -43,6 +43,13 @@ void write_hf_directory(const RunContext& ctx, const DirectoryContents& contents
 /// Errors    kBadFile if one is a link that leads out of the directory (io::has_model_file).
 [[nodiscard]] std::vector<std::string> companion_files(const std::string& directory);
 
+/// True for what a write_hf_directory() that failed or was killed leaves beside final names:
+/// temporary files, and the folder of named chat templates with nothing else in it.
+[[nodiscard]] bool is_leftover(const std::string& path);
+
+/// Removes what is_leftover() in `directory`. To be called under the io::DirectoryLock.
+void remove_leftovers(const std::string& directory);
+
 /// Bytes of the weights that write_hf_directory would write.
 [[nodiscard]] uint64_t estimate_bytes(const DirectoryContents& contents);
 

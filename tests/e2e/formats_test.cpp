@@ -199,6 +199,35 @@ TEST_F(FormatsTest, ChatTemplatesWithNamesAreCopied) {
   EXPECT_FALSE(std::filesystem::is_symlink(dir_ / "dense/README.md"));
 }
 
+// What an export that was killed before its files got their names leaves is no obstacle, and goes.
+TEST_F(FormatsTest, AnExportWithNamedChatTemplatesCanBeRepeated) {
+  const std::string folder = "/additional_chat_templates";
+  const std::string temporary = folder + "/.rag.jinja.lpcd-tmp-1-0";
+  const std::string out = dir_ / "dense";
+  io::make_directories(model_ + folder);
+  io::write_file(model_ + folder + "/tool_use.jinja", "{{ tools }}");
+  io::make_directories(out + folder);
+  io::write_file(out + temporary, "half");
+  export_model({.source = model_, .format = "dense:fp16", .out = out}, ctx_);
+  EXPECT_TRUE(io::exists(out + folder + "/tool_use.jinja"));
+  EXPECT_FALSE(io::exists(out + temporary));
+
+  const std::string quantized = dir_ / "quantized";
+  io::make_directories(quantized + folder);
+  io::write_file(quantized + temporary, "half");
+  quantize(options("quantized"), ctx_);
+  EXPECT_TRUE(io::exists(quantized + folder + "/tool_use.jinja"));
+  EXPECT_FALSE(io::exists(quantized + temporary));
+
+  const std::string other = dir_ / "other";
+  io::make_directories(other + folder);
+  io::write_file(other + folder + "/mine.jinja", "not ours");
+  expect_error(
+      [&] { export_model({.source = model_, .format = "dense:fp16", .out = other}, ctx_); },
+      ErrorCode::kOutputExists, "not empty");
+  EXPECT_TRUE(io::exists(other + folder + "/mine.jinja"));
+}
+
 // A model from elsewhere must not put a file of this machine into what is passed on.
 TEST_F(FormatsTest, FilesBesideTheWeightsAreNotReadThroughLinksToElsewhere) {
   io::write_file(dir_ / "id_rsa", "secret");
