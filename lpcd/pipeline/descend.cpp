@@ -152,6 +152,10 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
       best = kept;
     } else {
       layers_.insert_or_assign(role, layerwise.clone());
+      for (report::RelaxationRecord& earlier : records_[role].relaxations) {
+        if (earlier.submodule != record.submodule) continue;
+        for (report::Candidate& c : earlier.candidates) c.chosen = false;
+      }
     }
   }
   record.baseline = baseline.weighted;
