@@ -321,16 +321,18 @@ struct QuantizeOptions {
       {.name = "lpcd-strength",
        .value = "auto|FRACTION",
        .section = correction,
-       .help = "Share of the relaxed solution that is applied; auto: the best on held-out "
-               "sequences."});
+       .help =
+           "Share of the relaxed solution that is applied (gate, and q and k with a norm: half, "
+           "a quarter or nothing of it where the whole makes the objective worse); auto: the "
+           "best on held-out sequences."});
     v(o.holdout,
       {.name = "holdout",
        .value = "FRACTION",
        .section = correction,
        .help = "Share of the calibration sequences that enter no solve: strengths and dampings are "
                "chosen on them, and a submodule that does not lower its error there is undone. 0: "
-               "submodules are judged on what they were solved on, and of the default dampings "
-               "the middle one is taken.",
+               "submodules are judged on what they were solved on, residual paths not at all, and "
+               "of the default dampings the middle one is taken.",
        .min = 0,
        .max = 0.9});
     v(o.solver, {.name = "solver",
