@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import signal
 import statistics
 import sys
 
@@ -62,11 +63,10 @@ def measure(kept, args, extra, bits, seed, variant):
     }  # fmt: skip
 
 
-def save(path, rows):
-    """Old or complete, whenever it is stopped."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    temporary.replace(path)
+def add(path, row):
+    """One line at the end, by one write: parts that run side by side add to the same file."""
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(row) + "\n").encode())
 
 
 def place(row):
@@ -106,6 +106,7 @@ def table(rows):
 
 
 def main():
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the table may go into head
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     runs.add_arguments(parser, samples=16, required=False)
     parser.add_argument("--text", help="text to predict")
@@ -136,7 +137,7 @@ def main():
                     print(f"{bits} bits, seed {seed}, {variant}: {row['excess']:.2f}, {row['kl']:.4f}, {row['seconds']} s",
                           file=sys.stderr, flush=True)  # fmt: skip
                     if args.results:
-                        save(args.results, rows.values())
+                        add(args.results, row)
     for setting in settings or sorted({(r["model"], r["setting"]) for r in rows.values()}):
         for bits in map(int, args.bits.split(",")):
             print(f"\n{setting[0]}, {bits} bits, {setting[1]}\n")
