@@ -47,6 +47,7 @@ def measure(kept, args, extra, bits, seed, variant):
     out = kept.quantize(variant, bits, VARIANTS[variant], extra, seed=seed)
     result = kept.divergence(out, args.text, args.max_tokens)
     record = runs.record_of(out)
+    machine = record["machine"]
     return {
         "model": os.path.basename(args.model),
         "setting": f"{args.samples} x {args.seq_len} tokens of {os.path.basename(args.calib)}, groups of {args.group}, "
@@ -59,7 +60,7 @@ def measure(kept, args, extra, bits, seed, variant):
         "kl": round(result["reference"]["kl_mean"], 6),
         "seconds": round(record["cost"]["total_seconds"]),
         "numerics": record["fingerprint"]["numerics_version"],
-        "simd": record["machine"]["simd"],
+        "simd": "AMX" if "AMX" in machine["arithmetic"] else machine["simd"],
     }  # fmt: skip
 
 
