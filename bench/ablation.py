@@ -133,11 +133,12 @@ def main():
             for seed in map(int, args.seeds.split(",")):
                 for variant in ["full", *(v for v in args.variants.split(",") if v != "full")]:
                     row = measure(kept, args, extra, bits, seed, variant)
+                    known = rows.get(place(row)) == row  # a kept run that is in the file
                     rows[place(row)] = row
                     settings = [(row["model"], row["setting"])]
                     print(f"{bits} bits, seed {seed}, {variant}: {row['excess']:.2f}, {row['kl']:.4f}, {row['seconds']} s",
                           file=sys.stderr, flush=True)  # fmt: skip
-                    if args.results:
+                    if args.results and not known:
                         add(args.results, row)
     for setting in settings or sorted({(r["model"], r["setting"]) for r in rows.values()}):
         for bits in map(int, args.bits.split(",")):
