@@ -242,6 +242,17 @@ TEST(Coupled, OperatorsAndAdjointsBelongTogether) {
   }
 }
 
+Factors factors_of(const RunContext& ctx, const Coupled& coupled, const SequenceSource& source,
+                   const BlockWeights& w, Role role) {
+  Factors factors = coupled.start_factors(role);
+  Mat gradient(w[role].rows(), w[role].cols());
+  source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
+    (void)coupled.descent(ctx, chunk, w, role, gradient, &factors);
+  });
+  coupled.finish_factors(ctx, w, role, source.tokens(Part::kSolve), factors);
+  return factors;
+}
+
 // |A D|^2 for D = v c^T falls apart into what the inputs and what the outputs add, on average over
 // c where inputs are independent of what they meet: T c^T input c / 2 * v^T output v.
 void expect_factors_of_logits(const char* family, int64_t length, int64_t sequences,
@@ -256,13 +267,8 @@ void expect_factors_of_logits(const char* family, int64_t length, int64_t sequen
   const FixedSource source(length, sequences, 0, c.hidden, 300, 4 * length);
   const auto coupled = make_query_key(forward, original);
   for (const Role role : {Role::kQ, Role::kK}) {
-    Factors factors = coupled->start_factors(role);
-    Mat gradient(original[role].rows(), original[role].cols());
-    source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
-      (void)coupled->descent(ctx, chunk, original, role, gradient, &factors);
-    });
+    const Factors factors = factors_of(ctx, *coupled, source, original, role);
     const int64_t tokens = source.tokens(Part::kSolve);
-    coupled->finish_factors(ctx, original, role, tokens, factors);
     ASSERT_EQ(factors.output.cols(), c.head_dim);
     const auto form = [](ConstView m, const float* x) {
       double sum = 0;
@@ -345,13 +351,8 @@ TEST(Factors, OfKeysCountTheFirstPositionOnce) {
   }
   copy(source.x_f, source.x_q);
   const auto coupled = make_query_key(forward, original);
-  Factors factors = coupled->start_factors(Role::kK);
-  Mat gradient(original[Role::kK].rows(), original[Role::kK].cols());
-  source.for_chunks(Part::kSolve, [&](const SequenceChunk& chunk) {
-    (void)coupled->descent(ctx, chunk, original, Role::kK, gradient, &factors);
-  });
+  const Factors factors = factors_of(ctx, *coupled, source, original, Role::kK);
   const int64_t tokens = source.tokens(Part::kSolve);
-  coupled->finish_factors(ctx, original, Role::kK, tokens, factors);
   for (const int64_t channel : {1, 3}) {
     Mat d(original[Role::kK].rows(), c.hidden);
     d(channel, kProbe) = 1;
