@@ -98,7 +98,7 @@ void BlockRunner::judge_together(const submodules::CoupledInfo& info,
     for (report::RelaxationRecord& relaxation : records_[role].relaxations) {
       if (relaxation.submodule != info.name) continue;
       relaxation.rolled_back = true;
-      for (report::Candidate& candidate : relaxation.candidates) candidate.chosen = false;
+      report::choose_none(relaxation.candidates);
     }
   }
   record_->joint.push_back({.submodule = std::string(info.name),
@@ -143,6 +143,13 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
     quantized_[role] = solve::decode(ctx_, q);
     return submodules::relative_errors(ctx_, coupled, source, judging_part(), energies, quantized_);
   };
+  // Of all cycles one candidate at most is the layer that there is.
+  const auto choose_none = [&] {
+    for (report::RelaxationRecord& earlier : records_[role].relaxations) {
+      if (earlier.submodule == record.submodule) report::choose_none(earlier.candidates);
+    }
+    report::choose_none(record.candidates);
+  };
   const SquaredSum baseline = errors_of(layerwise);
   SquaredSum best = baseline;
   if (cycle > 0) {
@@ -152,10 +159,7 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
       best = kept;
     } else {
       layers_.insert_or_assign(role, layerwise.clone());
-      for (report::RelaxationRecord& earlier : records_[role].relaxations) {
-        if (earlier.submodule != record.submodule) continue;
-        for (report::Candidate& c : earlier.candidates) c.chosen = false;
-      }
+      choose_none();
     }
   }
   record.baseline = baseline.weighted;
@@ -172,7 +176,7 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
                                  .held_out = errors.weighted,
                                  .held_out_face_value = errors.face_value});
     if (submodules::better(errors, best, baseline)) {
-      for (report::Candidate& c : record.candidates) c.chosen = false;
+      choose_none();
       record.candidates.back().chosen = true;
       best = errors;
       layers_.insert_or_assign(role, std::move(q));

@@ -16,8 +16,13 @@ struct Candidate {
   double held_out = 0;  ///< objective on the held-out sequences (on all of a run that has none);
                         ///< comparable within a list only
   double held_out_face_value = -1;  ///< the same without weights of tokens; -1: not measured
-  bool chosen = false;
+  bool chosen = false;  ///< is what the layer came to: one of a list, and of all cycles, at most
 };
+
+/// Before another one is chosen, or when the layer is what it was before all of them.
+inline void choose_none(std::vector<Candidate>& candidates) {
+  for (Candidate& candidate : candidates) candidate.chosen = false;
+}
 
 /// How a submodule's relaxation of one layer went.
 struct RelaxationRecord {

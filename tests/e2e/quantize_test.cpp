@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <random>
 #include <span>
 #include <string>
@@ -45,9 +46,11 @@ void expect_allowed(const Json& record, int& chosen) {
         if (candidate.at("chosen").get<bool>()) taken = held_out;
       }
       EXPECT_EQ(taken, least) << layer.at("name");
+      std::map<std::string, int> of_submodule;
       for (const Json& relaxation : layer.value("relaxations", Json::array())) {
         for (const Json& candidate : relaxation.at("candidates")) {
           if (!candidate.at("chosen").get<bool>()) continue;
+          EXPECT_EQ(++of_submodule[relaxation.at("submodule")], 1) << layer.at("name");
           const auto held_out = candidate.at("held_out").get<double>();
           EXPECT_LT(held_out, relaxation.at("baseline").get<double>());
           EXPECT_EQ(held_out, relaxation.at("projected").get<double>());
