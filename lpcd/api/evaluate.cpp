@@ -6,19 +6,19 @@
 #include "lpcd/api/boundary.h"
 #include "lpcd/api/machine.h"
 #include "lpcd/base/clock.h"
+#include "lpcd/base/control_group.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/calib/dataset.h"
 #include "lpcd/calib/self_sample.h"
 #include "lpcd/eval/tasks.h"
 #include "lpcd/lpcd.h"
-#include "lpcd/pipeline/plan.h"
 
 namespace lpcd {
 namespace {
 
 // Some is for the program and for what the system keeps.
-uint64_t usable_memory() { return pipeline::available_memory() / 10 * 9; }
+uint64_t usable_memory() { return available_memory() / 10 * 9; }
 
 eval::Windows load_windows(const EvaluateOptions& o, const RunContext& ctx,
                            const arch::Model& model, const arch::Model* reference,
@@ -36,11 +36,11 @@ eval::Windows load_windows(const EvaluateOptions& o, const RunContext& ctx,
       raise(ErrorCode::kMemoryBudget,
             "--ppl self: writing the text takes {} of the machine's {}; lower --seq-len, or give a "
             "text with --ppl FILE",
-            format_bytes(needed), format_bytes(pipeline::available_memory()));
+            format_bytes(needed), format_bytes(available_memory()));
     }
     const calib::Dataset data =
         calib::sample_from_model(ctx, writer, tokenizer ? &*tokenizer : nullptr, d, 1.0,
-                                 std::min(usable - needed, pipeline::available_memory() / 2));
+                                 std::min(usable - needed, available_memory() / 2));
     return eval::make_windows(data.ids, o.seq_len, o.max_tokens, mode, leading, "self");
   }
   if (o.ppl.ends_with(".safetensors")) {
@@ -145,7 +145,7 @@ void check_memory(int64_t tokens, int64_t seq_len, const arch::Model& model,
   if (needed <= usable_memory()) return;
   raise(ErrorCode::kMemoryBudget,
         "evaluating {} tokens takes {} of the machine's {}; lower --max-tokens", tokens,
-        format_bytes(needed), format_bytes(pipeline::available_memory()));
+        format_bytes(needed), format_bytes(available_memory()));
 }
 
 void measure_perplexity(const RunContext& ctx, const arch::Model& model,

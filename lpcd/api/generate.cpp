@@ -4,12 +4,12 @@
 #include "lpcd/api/boundary.h"
 #include "lpcd/api/machine.h"
 #include "lpcd/arch/decoder.h"
+#include "lpcd/base/control_group.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/calib/dataset.h"
 #include "lpcd/calib/self_sample.h"
 #include "lpcd/lpcd.h"
-#include "lpcd/pipeline/plan.h"
 
 namespace lpcd {
 namespace {
@@ -46,7 +46,7 @@ std::string generate_unguarded(const GenerateOptions& options, const RunContext&
     raise(ErrorCode::kBadOption, "prompt and --tokens make {} positions, the model has {}", length,
           model.config().max_positions);
   }
-  arch::Decoder decoder(model, 1, length, pipeline::available_memory() / 2, &ctx);
+  arch::Decoder decoder(model, 1, length, available_memory() / 2, &ctx);
   std::mt19937_64 rng(options.seed);
   const size_t prompt_size = ids.size();
   std::string shown;

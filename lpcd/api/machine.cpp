@@ -2,11 +2,11 @@
 
 #include <sys/resource.h>
 
+#include "lpcd/base/control_group.h"
 #include "lpcd/linalg/blas.h"
 #include "lpcd/linalg/cpu.h"
 #include "lpcd/linalg/parallel.h"
 #include "lpcd/lpcd.h"
-#include "lpcd/pipeline/plan.h"
 
 namespace lpcd {
 
@@ -37,7 +37,7 @@ Json describe_machine(const RunContext& ctx) {
           {"blas_core", blas.core},
           {"arithmetic", linalg::arithmetic(ctx)},
           {"threads", ctx.threads},
-          {"memory_bytes", pipeline::available_memory()}};
+          {"memory_bytes", available_memory()}};
 }
 
 }  // namespace api

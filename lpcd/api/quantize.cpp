@@ -6,6 +6,7 @@
 #include "lpcd/api/machine.h"
 #include "lpcd/api/output.h"
 #include "lpcd/base/clock.h"
+#include "lpcd/base/control_group.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/bundle/hf_directory.h"
 #include "lpcd/bundle/open_model.h"
@@ -35,7 +36,7 @@ class QuantizeJob {
         journal_(options_.out) {
     normalize();
     ctx_.split_products = options_.matmul_precision == MatmulPrecision::kHigh;
-    plan_ = pipeline::make_plan(model_, options_, pipeline::available_memory(), goes_on_with_ids());
+    plan_ = pipeline::make_plan(model_, options_, available_memory(), goes_on_with_ids());
     const bool tokenizes = plan_.needs_calibration && !options_.calib.ends_with(".safetensors");
     const bool directory = std::ranges::any_of(formats_, [](const auto& format) {
       return format->container() == format::Container::kSafetensors;

@@ -1,13 +1,20 @@
 #include "lpcd/base/control_group.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <vector>
 
 namespace lpcd {
+namespace {
 
+// Files that may limit a resource of this process: of its control group and of all groups around
+// it, and of a container's own root. `v2_file` in groups of version 2 ("memory.max"); in those of
+// version 1 `v1_file` of `controller` ("memory", "memory.limit_in_bytes"). Not all of them need
+// exist.
 std::vector<std::string> control_group_files(const std::string& root, const std::string& controller,
                                              const std::string& v2_file,
                                              const std::string& v1_file) {
@@ -30,6 +37,26 @@ std::vector<std::string> control_group_files(const std::string& root, const std:
     }
   }
   return files;
+}
+
+// The least limit of the control group of this process and of all groups around it.
+uint64_t control_group_limit(const std::string& root) {
+  uint64_t least = ~uint64_t{0};
+  for (const std::string& path :
+       control_group_files(root, "memory", "memory.max", "memory.limit_in_bytes")) {
+    std::ifstream file(path);
+    uint64_t limit = 0;
+    if (file >> limit && limit > 0) least = std::min(least, limit);  // "max" does not parse
+  }
+  return least;
+}
+
+}  // namespace
+
+uint64_t available_memory(const std::string& root) {
+  const uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+                         static_cast<uint64_t>(sysconf(_SC_PAGE_SIZE));
+  return std::min(bytes, control_group_limit(root));
 }
 
 int control_group_processors(const std::string& root) {

@@ -140,8 +140,4 @@ struct MachineSpeed {
 /// The same for programs: bytes, FLOPs, seconds.
 [[nodiscard]] Json to_json(const Plan& plan, const MachineSpeed& speed);
 
-/// Memory of the machine or of the control groups (v1 or v2) this process lives in, whichever is
-/// less. `root` stands in front of /proc and /sys.
-[[nodiscard]] uint64_t available_memory(const std::string& root = "");
-
 }  // namespace lpcd::pipeline

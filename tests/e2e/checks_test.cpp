@@ -203,21 +203,21 @@ TEST_F(ChecksTest, MemoryIsThatOfTheControlGroup) {
     io::make_directories(std::filesystem::path(root + path).parent_path().string());
     io::write_file(root + path, text);
   };
-  const uint64_t machine = pipeline::available_memory(root);  // there are no groups yet
+  const uint64_t machine = available_memory(root);  // there are no groups yet
   EXPECT_GT(machine, 1ULL << 28);
   file("/proc/self/cgroup", "0::/slurm/job_7/step_0\n");
   file("/sys/fs/cgroup/slurm/job_7/step_0/memory.max", "max\n");
   file("/sys/fs/cgroup/slurm/job_7/memory.max", "67108864\n");
   file("/sys/fs/cgroup/slurm/memory.max", "134217728\n");
-  EXPECT_EQ(pipeline::available_memory(root), 67108864U);
+  EXPECT_EQ(available_memory(root), 67108864U);
   file("/proc/self/cgroup", "5:cpu,memory:/batch/7\n0::/\n");
   file("/sys/fs/cgroup/memory/batch/7/memory.limit_in_bytes", "33554432\n");
-  EXPECT_EQ(pipeline::available_memory(root), 33554432U);
+  EXPECT_EQ(available_memory(root), 33554432U);
   file("/proc/self/cgroup", "2:cpu:/slurm/job_7\n");
-  EXPECT_EQ(pipeline::available_memory(root), machine);
+  EXPECT_EQ(available_memory(root), machine);
   std::filesystem::remove(root + "/proc/self/cgroup");  // a container without /proc
   file("/sys/fs/cgroup/memory.max", "16777216\n");
-  EXPECT_EQ(pipeline::available_memory(root), 16777216U);
+  EXPECT_EQ(available_memory(root), 16777216U);
 }
 
 TEST_F(ChecksTest, ProcessorsAreThoseOfTheControlGroup) {

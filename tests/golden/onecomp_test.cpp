@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "lpcd/arch/block_forward.h"
+#include "lpcd/base/control_group.h"
 #include "lpcd/bundle/open_model.h"
 #include "lpcd/calib/dataset.h"
 #include "lpcd/eval/evaluate.h"
