@@ -126,8 +126,7 @@ class BlockRunner {
   /// Shows what is being worked on, and counts FLOPs that a stage is through with before it ends.
   void working(std::string_view item, double flops = 0);
   /// Books the time of `work` and the FLOPs it returns.
-  template <typename Work>
-  void timed(const char* stage, const Work& work);
+  void timed(const char* stage, const std::function<double()>& work);
 
   [[nodiscard]] bool both_streams() const {
     return plan_.original_stream && plan_.quantized_stream;

@@ -7,19 +7,95 @@
 // The part of BlockRunner that relaxes submodules of several layers and keeps what is better.
 
 namespace lpcd::pipeline {
-namespace {
-
-// Of the metric of a head's outputs. Without a floor, channels that matter little would take up
-// errors without limit.
-constexpr double kOutputDamping = 0.05;
-
-}  // namespace
 
 using arch::Role;
 using submodules::Half;
 using submodules::Part;
 using submodules::SquaredSum;
 
+namespace {
+
+// Of the metric of a head's outputs. Without a floor, channels that matter little would take up
+// errors without limit.
+constexpr double kOutputDamping = 0.05;
+
+// The streams around a half block, as submodules want to see them.
+class StreamSource final : public submodules::SequenceSource {
+ public:
+  StreamSource(const RunContext& ctx, const Plan& plan, const Streams& streams, int64_t chunk,
+               double face_value, std::span<const float> y_q_energies,
+               std::function<void()> at_chunk)
+      : ctx_(ctx),
+        plan_(plan),
+        streams_(streams),
+        chunk_(chunk),
+        face_value_(face_value),
+        y_q_energies_(y_q_energies),
+        at_chunk_(std::move(at_chunk)) {}
+
+  int64_t tokens(Part part) const override { return plan_.tokens(part); }
+  int64_t seq_len() const override { return plan_.seq_len; }
+
+  void for_chunks(
+      Part part, const std::function<void(const submodules::SequenceChunk&)>& body) const override {
+    plan_.for_chunks(chunk_, [&](Part of, int64_t r0, int64_t n) {
+      if (of != (part == Part::kSample ? Part::kSolve : part)) return;
+      if (part == Part::kSample) n = std::min(n, plan_.tokens(part) - r0);
+      if (n <= 0) return;
+      ctx_.throw_if_cancelled();
+      at_chunk_();
+      const ConstView y_f = streams_.target.read(r0, n, y_f_);
+      const ConstView x_q = streams_.quantized.read(r0, n, x_q_);
+      std::vector<float> weights;
+      if (plan_.options.token_weights) {
+        const auto energies = y_q_energies_.empty() ? y_q_energies_
+                                                    : y_q_energies_.subspan(static_cast<size_t>(r0),
+                                                                            static_cast<size_t>(n));
+        weights = submodules::token_weights(ctx_, y_f, x_q, face_value_, energies);
+      }
+      body({.x_f = streams_.original.read(r0, n, x_f_),
+            .x_q = x_q,
+            .y_f = y_f,
+            .weights = weights,
+            .first_row = r0});
+    });
+  }
+
+ private:
+  const RunContext& ctx_;
+  const Plan& plan_;
+  const Streams& streams_;
+  int64_t chunk_;
+  double face_value_;
+  std::span<const float> y_q_energies_;
+  std::function<void()> at_chunk_;
+  mutable Mat x_f_, x_q_, y_f_;
+};
+
+}  // namespace
+
+void BlockRunner::descend(Half half) {
+  const int64_t chunk = plan_.options.solver == Solver::kGd ? submodules::kAdamChunk * plan_.seq_len
+                                                            : forward_.tiling().chunk_rows;
+  const std::vector<float> y_q_energies =
+      half == Half::kFfn && plan_.relaxes(half) ? ffn_energies() : std::vector<float>();
+  std::string doing;
+  const StreamSource source(ctx_, plan_, *streams_, chunk, face_value_weight(), y_q_energies,
+                            [&] { working(doing); });
+  for (const submodules::CoupledInfo* info : plan_.coupled) {
+    if (info->half != half) continue;
+    doing = "relax " + std::string(info->name);
+    timed(doing.c_str(), [&] {
+      descend_on(*info, source);
+      const auto coupled = info->make(forward_, original_);
+      double flops = 0;
+      for (const Role role : info->relaxed) flops += relax_flops(plan_, *coupled, role);
+      return flops;
+    });
+  }
+  targets_.clear();
+  site_h_ = Mat();
+}
 void BlockRunner::descend_on(const submodules::CoupledInfo& info,
                              const submodules::SequenceSource& source) {
   const auto coupled =
