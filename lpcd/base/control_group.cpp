@@ -39,8 +39,8 @@ std::vector<std::string> control_group_files(const std::string& root, const std:
   return files;
 }
 
-// The least limit of the control group of this process and of all groups around it.
-uint64_t control_group_limit(const std::string& root) {
+// The least memory limit of the control group of this process and of all groups around it.
+uint64_t control_group_memory(const std::string& root) {
   uint64_t least = ~uint64_t{0};
   for (const std::string& path :
        control_group_files(root, "memory", "memory.max", "memory.limit_in_bytes")) {
@@ -56,7 +56,7 @@ uint64_t control_group_limit(const std::string& root) {
 uint64_t available_memory(const std::string& root) {
   const uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
                          static_cast<uint64_t>(sysconf(_SC_PAGE_SIZE));
-  return std::min(bytes, control_group_limit(root));
+  return std::min(bytes, control_group_memory(root));
 }
 
 int control_group_processors(const std::string& root) {

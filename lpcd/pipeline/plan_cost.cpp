@@ -4,7 +4,6 @@
 #include <map>
 #include <numeric>
 
-#include "lpcd/base/checked.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/linalg/parallel.h"
 #include "lpcd/submodules/relax.h"

@@ -6,7 +6,6 @@
 #include <charconv>
 
 #include "lpcd/arch/arch.h"
-#include "lpcd/base/checked.h"
 #include "lpcd/base/raise.h"
 #include "lpcd/submodules/relax.h"
 

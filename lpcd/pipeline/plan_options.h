@@ -12,7 +12,7 @@
 
 namespace lpcd::pipeline {
 
-// Submodules that --lpcd names.
+/// Submodules that --lpcd names.
 struct Chosen {
   std::vector<const submodules::CoupledInfo*> coupled;
   std::vector<const submodules::Submodule*> closed;
