@@ -9,23 +9,16 @@
 #include "lpcd/arch/decoder.h"
 #include "lpcd/linalg/blas.h"
 #include "tests/support/errors.h"
+#include "tests/support/matrices.h"
 #include "tests/support/tiny_model.h"
 
 namespace lpcd::arch {
 namespace {
 
 using testing::expect_error;
+using testing::same_bits;
 using testing::TinyModel;
-
-RunContext with_threads(int threads) {
-  RunContext ctx;
-  ctx.threads = threads;
-  return ctx;
-}
-
-bool same_bits(const Mat& a, const Mat& b) {
-  return a.size() == b.size() && std::equal(a.data(), a.data() + a.size(), b.data());
-}
+using testing::with_threads;
 
 std::vector<std::string> all_architectures() {
   std::vector<std::string> names;

@@ -9,7 +9,6 @@
 #include <limits>
 #include <mutex>
 #include <numeric>
-#include <random>
 #include <set>
 #include <thread>
 
@@ -18,27 +17,14 @@
 #include "lpcd/linalg/factor.h"
 #include "lpcd/linalg/parallel.h"
 #include "lpcd/linalg/split_gemm.h"
+#include "tests/support/matrices.h"
 
 namespace lpcd::linalg {
 namespace {
 
-RunContext with_threads(int threads) {
-  RunContext ctx;
-  ctx.threads = threads;
-  return ctx;
-}
-
-Mat random_mat(int64_t rows, int64_t cols, uint64_t seed) {
-  std::mt19937_64 rng(seed);
-  std::normal_distribution<float> normal;
-  Mat m(rows, cols);
-  std::generate_n(m.data(), m.size(), [&] { return normal(rng); });
-  return m;
-}
-
-bool same_bits(const Mat& a, const Mat& b) {
-  return a.size() == b.size() && std::equal(a.data(), a.data() + a.size(), b.data());
-}
+using testing::random_mat;
+using testing::same_bits;
+using testing::with_threads;
 
 TEST(ParallelFor, RunsEveryTaskOnceAndRethrowsTheFirstException) {
   std::vector<int> hits(1000, 0);

@@ -4,18 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <random>
+
+#include "tests/support/matrices.h"
 
 namespace lpcd::nn {
 namespace {
 
-Mat random_mat(int64_t rows, int64_t cols, uint64_t seed) {
-  std::mt19937_64 rng(seed);
-  std::normal_distribution<float> normal;
-  Mat m(rows, cols);
-  std::generate_n(m.data(), m.size(), [&] { return normal(rng); });
-  return m;
-}
+using testing::random_mat;
 
 TEST(RmsNorm, MatchesTheFormulaOnAnOddWidth) {
   const Mat x = random_mat(3, 37, 1);

@@ -5,30 +5,19 @@
 #include <array>
 #include <cmath>
 #include <numeric>
-#include <random>
 
 #include "lpcd/base/error.h"
 #include "lpcd/linalg/blas.h"
 #include "lpcd/solve/output_feedback.h"
 #include "lpcd/solve/projector.h"
 #include "lpcd/tensor/half.h"
+#include "tests/support/matrices.h"
 
 namespace lpcd::solve {
 namespace {
 
-RunContext with_threads(int threads) {
-  RunContext ctx;
-  ctx.threads = threads;
-  return ctx;
-}
-
-Mat random_mat(int64_t rows, int64_t cols, uint64_t seed, float spread = 1.0F) {
-  std::mt19937_64 rng(seed);
-  std::normal_distribution<float> normal(0.0F, spread);
-  Mat m(rows, cols);
-  std::generate_n(m.data(), m.size(), [&] { return normal(rng); });
-  return m;
-}
+using testing::random_mat;
+using testing::with_threads;
 
 // Second moment of correlated inputs: x = z A with a random mixing A.
 Mat correlated_moment(int64_t n, uint64_t seed) {
