@@ -65,6 +65,15 @@ def svg(path, bits, errors, token_errors):
     pathlib.Path(path).write_text("\n".join(out))
 
 
+def print_blocks(curves, token_curves):
+    """Errors of every block, one column a method."""
+    columns = list(curves.items()) + [(f"{name}, per token", curve) for name, curve in token_curves.items()]
+    print("| block | " + " | ".join(name for name, _ in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for block in range(len(columns[0][1])):
+        print(f"| {block} | " + " | ".join(f"{curve[block]:.5f}" for _, curve in columns) + " |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     runs.add_arguments(parser)
@@ -72,7 +81,8 @@ def main():
     parser.add_argument("--bits", default="4,3,2")
     parser.add_argument("--max-tokens", type=int, default=65536)
     parser.add_argument("--methods", default="gptq,qep,residual,lpcd,onecomp")
-    parser.add_argument("--svg", help="write FILE-BITS.svg")
+    parser.add_argument("--blocks", action="store_true", help="print the errors of every block, not only two")
+    parser.add_argument("--svg", metavar="FILE", help="draw the errors of every block: FILE-BITS.svg")
     args, extra = parser.parse_known_args()  # the rest goes to quantize
 
     kept = runs.Runs(args)
@@ -106,6 +116,8 @@ def main():
                 lowest = sum(all(e <= c[i] for c in others.values()) for i, e in enumerate(of["lpcd"]))
                 print(f"{what}: lpcd is the lowest curve in {lowest} of {len(of['lpcd'])} blocks; at the last block "
                       + ", ".join(f"{of['lpcd'][-1] / c[-1] - 1:+.1%} against {n}" for n, c in others.items()))  # fmt: skip
+        if args.blocks:
+            print_blocks(curves, token_curves)
         if args.svg:
             svg(f"{args.svg}-{bits}.svg", bits, curves, token_curves)
 
