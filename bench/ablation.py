@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What each ingredient is worth: the full method with one of them taken away, over several draws of the
-calibration sequences. A positive change means that the ingredient pays.
+"""What each ingredient is worth: the full method with one of them taken away or changed, over several draws of
+the calibration sequences. A positive change means that the method is better as it is.
 
   bench/ablation.py --model MODEL.gguf --calib c4.txt --text wiki.test.raw --bits 3,2 --seeds 0,1,2
 
@@ -39,6 +39,8 @@ VARIANTS = {
     "no massive weight": ["--massive-weight", "0"],
     "no guard (nothing held out)": ["--holdout", "0"],
     "one damping (0.01)": ["--percdamp", "0.01"],
+    "two cycles": ["--alt-steps", "2"],
+    "eight iterations on all tokens": ["--cg-iterations", "8", "--cg-sample", "1"],
     "fixed strengths (0.5)": ["--qep-strength", "0.5", "--lpcd-strength", "0.5"],
 }
 
