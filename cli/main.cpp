@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <string_view>
 #include <system_error>
 
 #include "commands.h"
@@ -16,6 +17,7 @@
 namespace lpcd::cli {
 namespace {
 
+const int g_read_failed = exit_code(ErrorCode::kReadFailed);
 std::atomic<bool> g_cancel{false};
 static_assert(std::atomic<bool>::is_always_lock_free);  // set from a signal handler
 
@@ -24,7 +26,19 @@ void on_signal(int /*signal*/) {
   if (g_cancel.exchange(true)) _exit(130);
 }
 
+// Files are mapped: what cannot be read any more is a signal, not an error that could be caught.
+void on_bus_error(int /*signal*/) {
+  constexpr std::string_view kMessage =
+      "lpcd: a file could not be read any further: it was cut short while in use, or its disk or "
+      "network failed; mend that and start again (quantize with --resume keeps finished blocks)\n";
+  (void)!write(STDERR_FILENO, kMessage.data(), kMessage.size());
+  _exit(g_read_failed);
+}
+
 void install_signal_handlers() {
+  struct sigaction bus_error{};
+  bus_error.sa_handler = &on_bus_error;
+  sigaction(SIGBUS, &bus_error, nullptr);
   for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
     struct sigaction inherited{};
     sigaction(number, nullptr, &inherited);

@@ -86,6 +86,8 @@ class QuantizeJob {
     api::warn_without_lock(ctx_, lock);
     const bool resumed = prepare_directory();
     start_ = Clock::now();
+    // Sampling reads all of the model too; a run that is gone on with was checked when it began.
+    if (!resumed && !samples_itself()) model_.check_values(ctx_);
     const calib::Dataset data = calibration(resumed);
     open_journal(resumed, data);
     if (is_finished()) {
@@ -94,8 +96,10 @@ class QuantizeJob {
       result.summary = summarize(result.outputs);
       return result;
     }
+    if (resumed) check_disk(options_.out);
     pipeline::run_plan(ctx_, model_, plan_, data, journal_);
     quantized_ = seconds_since(start_);
+    check_model_stayed();
     try {
       write_outputs(result);
     } catch (const Error& e) {
@@ -158,13 +162,26 @@ class QuantizeJob {
     }
   }
 
+  // For what is to come: blocks and files that are there need no more.
   void check_disk(const std::string& directory) const {
     const uint64_t available = io::free_disk_bytes(directory);
-    if (available < plan_.disk_bytes) {
-      raise(ErrorCode::kOutOfDisk,
-            "{}: {} free, the run needs {}; free space or give another --out", options_.out,
-            format_bytes(available), format_bytes(plan_.disk_bytes));
+    const bool resumed = journal_.exists();
+    const uint64_t there = resumed ? bytes_below(options_.out) : 0;
+    const uint64_t needed = plan_.disk_bytes - std::min(plan_.disk_bytes, there);
+    if (available < needed) {
+      raise(ErrorCode::kOutOfDisk, "{}: {} free, the run needs {}{}; free space{}", options_.out,
+            format_bytes(available), format_bytes(needed), resumed ? " more" : "",
+            resumed ? " and resume" : " or give another --out");
     }
+  }
+
+  // Weights are read block by block, for as long as the run takes.
+  void check_model_stayed() const {
+    if (journal_.read_run().at("fingerprint").at("model") == model_.identity()) return;
+    raise(ErrorCode::kBadFile,
+          "{}: was changed while the run was on: blocks from before and after do not belong "
+          "together; start again with another --out",
+          options_.model);
   }
 
   // What the run would refuse, of a plan that was asked for.
@@ -174,7 +191,9 @@ class QuantizeJob {
       check_output();
       fs::path directory = fs::absolute(options_.out);
       while (!io::exists(directory.string())) directory = directory.parent_path();
-      if (!journal_.exists()) check_disk(directory.string());
+      if (!journal_.exists() || !journal_.read_run().value("finished", false)) {
+        check_disk(directory.string());
+      }
     } catch (const Error& e) {
       ctx_.warn(e.what());
     }
@@ -187,6 +206,14 @@ class QuantizeJob {
   }
 
   [[nodiscard]] std::string record_path() const { return options_.out + "/record.json"; }
+
+  static uint64_t bytes_below(const std::string& directory) {
+    uint64_t bytes = 0;
+    for (const auto& entry : fs::recursive_directory_iterator(directory)) {
+      if (entry.is_regular_file()) bytes += entry.file_size();
+    }
+    return bytes;
+  }
 
   // Of an output as write_output names it: a GGUF file, or a directory of safetensors files.
   static uint64_t weight_bytes(const std::string& path) {
@@ -300,6 +327,10 @@ class QuantizeJob {
             .seq_len = options_.seq_len,
             .seed = options_.seed,
             .text_key = options_.text_key};
+  }
+
+  [[nodiscard]] bool samples_itself() const {
+    return plan_.needs_calibration && options_.calib == "self";
   }
 
   [[nodiscard]] bool reads_text() const {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <tuple>
 
 #include "lpcd/arch/block_forward.h"
@@ -264,6 +265,19 @@ TEST(Model, RefusesWeightsThatAreNotFiniteWhenTheyAreRead) {
   expect_error([&] { (void)model.read_block(1); }, ErrorCode::kNonFinite, "down_proj.weight");
 }
 
+TEST(Model, ChecksTheValuesOfEveryTensor) {
+  const RunContext ctx = with_threads(2);
+  EXPECT_NO_THROW(TinyModel{}.open().check_values(ctx));
+  const Model model = TinyModel{}.open();
+  for (const TensorInfo& info : model.source().tensors()) {
+    TinyModel tiny;
+    tiny.edit = [&](const std::string& name, std::span<float> values) {
+      if (name == info.name) values.back() = std::numeric_limits<float>::infinity();
+    };
+    expect_error([&] { tiny.open().check_values(ctx); }, ErrorCode::kNonFinite, info.name);
+  }
+}
+
 TEST(Model, IdentityTellsModelsApart) {
   EXPECT_EQ(TinyModel{}.open().identity(), TinyModel{}.open().identity());
   EXPECT_NE(TinyModel{}.open().identity(), TinyModel{.seed = 2}.open().identity());
@@ -438,6 +452,8 @@ TEST(Model, ReadsTheSameOnManyThreads) {
     };
     testing::expect_error([&] { (void)tiny.open().read(Role::kUp, 1, &ctx); },
                           ErrorCode::kNonFinite, "element 300000 is NaN");
+    testing::expect_error([&] { tiny.open().check_values(ctx); }, ErrorCode::kNonFinite,
+                          "element 300000 is NaN");
   }
 }
 

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 #include <set>
+#include <vector>
 
 #include "lpcd/base/checked.h"
 #include "lpcd/base/raise.h"
@@ -144,6 +145,21 @@ bool same_bytes(const io::TensorSource& source, const TensorInfo& a, const Tenso
     source.release(b.name);
   }
   return same;
+}
+
+constexpr int64_t kElementsPerTask = 1 << 18;
+
+void read_all(const io::TensorSource& source, const std::string& name, std::span<float> values) {
+  source.read_f32(name, values);
+  io::check_finite(values, name, source.location(name));
+}
+
+// `values` being whole rows from `first` on.
+void read_rows(const io::TensorSource& source, const std::string& name, int64_t first,
+               std::span<float> values) {
+  source.read_f32_rows(name, first, values);
+  io::check_finite(values, name, source.location(name),
+                   static_cast<size_t>(first * source.at(name).shape[1]));
 }
 
 // "a, b, c and 7 more": all of them matter, but a line must stay readable.
@@ -292,28 +308,50 @@ void Model::refuse_other_tensors() const {
         architecture_->name(), join_names(others));
 }
 
+void Model::for_row_tasks(const RunContext& ctx, const TensorInfo& info,
+                          const std::function<void(int64_t, int64_t)>& fn) const {
+  const int64_t rows = std::max<int64_t>(1, kElementsPerTask / info.shape[1]);
+  linalg::parallel_for(ctx, ceil_div(info.shape[0], rows), [&](int64_t task) {
+    fn(task * rows, std::min(rows, info.shape[0] - task * rows));
+  });
+}
+
+void Model::check_values(const RunContext& ctx) const {
+  const auto total = static_cast<double>(stored_bytes());
+  double done = 0;
+  for_each_tensor([&](Role role, int64_t block) {
+    ctx.throw_if_cancelled();
+    const TensorInfo& info = stored(role, block);
+    ctx.report({.stage = "check", .item = info.name, .done = done, .total = total});
+    if (info.shape.size() == 2 && source_->has_rows(info.name)) {
+      for_row_tasks(ctx, info, [&](int64_t first, int64_t rows) {
+        std::vector<float> values(static_cast<size_t>(rows * info.shape[1]));
+        read_rows(*source_, info.name, first, values);
+      });
+    } else {
+      std::vector<float> values(static_cast<size_t>(info.elements()));
+      read_all(*source_, info.name, values);
+    }
+    source_->release(info.name);
+    done += static_cast<double>(source_->stored_form(info.name).bytes);
+  });
+}
+
 Mat Model::read(Role role, int64_t block, const RunContext* ctx) const {
   const std::string name = source_name(role, block);
   const std::vector<int64_t> shape = config_.shape(role);
   Mat m =
       shape.size() == 1 ? Mat::uninitialized(1, shape[0]) : Mat::uninitialized(shape[0], shape[1]);
   const std::span<float> values(m.data(), static_cast<size_t>(m.size()));
-  constexpr int64_t kElementsPerTask = 1 << 18;
   if (ctx != nullptr && shape.size() == 2 && m.size() > kElementsPerTask &&
       source_->has_rows(name)) {
-    const int64_t rows = std::max<int64_t>(1, kElementsPerTask / m.cols());
-    const std::string location = source_->location(name);
-    linalg::parallel_for(*ctx, ceil_div(m.rows(), rows), [&](int64_t task) {
-      const int64_t first = task * rows;
+    for_row_tasks(*ctx, source_->at(name), [&](int64_t first, int64_t rows) {
       const auto offset = static_cast<size_t>(first * m.cols());
-      const auto part =
-          values.subspan(offset, static_cast<size_t>(std::min(rows, m.rows() - first) * m.cols()));
-      source_->read_f32_rows(name, first, part);
-      io::check_finite(part, name, location, offset);
+      read_rows(*source_, name, first,
+                values.subspan(offset, static_cast<size_t>(rows * m.cols())));
     });
   } else {
-    source_->read_f32(name, values);
-    io::check_finite(values, name, source_->location(name));
+    read_all(*source_, name, values);
   }
   source_->release(name);
   const bool permuted = gguf_ != nullptr && architecture_->gguf_permutes_qk() &&

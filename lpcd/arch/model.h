@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -66,6 +67,14 @@ class Model {
   [[nodiscard]] Mat read(Role role, int64_t block = 0, const RunContext* ctx = nullptr) const;
   [[nodiscard]] BlockWeights read_block(int64_t block, const RunContext* ctx = nullptr) const;
 
+  /// Reads every tensor once, so that what is damaged in the last block is not found after a night.
+  ///
+  /// Memory    a few MiB a thread, and what of one tensor's file is mapped; a tensor that is
+  /// decoded
+  ///           as a whole takes its f32 size.
+  /// Errors    kNonFinite as read(); kCancelled.
+  void check_values(const RunContext& ctx) const;
+
   /// Parameters of all tensors the architecture uses.
   [[nodiscard]] int64_t parameters() const;
   /// Bytes of those tensors as stored.
@@ -83,6 +92,9 @@ class Model {
   /// True for a tensor outside the architecture that the model is the same without.
   [[nodiscard]] bool changes_nothing(const TensorInfo& info) const;
   [[nodiscard]] std::string source_name(Role role, int64_t block) const;
+  /// Calls fn(first, rows) for as many rows at a time as make a task of a thread.
+  void for_row_tasks(const RunContext& ctx, const TensorInfo& info,
+                     const std::function<void(int64_t, int64_t)>& fn) const;
   /// Calls fn(role, block) for every tensor of the model, in a fixed order.
   void for_each_tensor(const std::function<void(Role, int64_t)>& fn) const;
 

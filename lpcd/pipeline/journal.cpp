@@ -116,13 +116,15 @@ void write_stream(const calib::ActivationStore& store, io::AtomicFile& file) {
   }
 }
 
-void read_stream(const std::byte*& bytes, calib::ActivationStore& store) {
+// From `offset` on, which moves. What is read is not kept in memory twice.
+void read_stream(const io::MappedFile& file, uint64_t& offset, calib::ActivationStore& store) {
   Mat buffer;
   for (int64_t r0 = 0; r0 < store.rows(); r0 += kStateRows) {
     const FloatView rows = store.target(r0, std::min(kStateRows, store.rows() - r0), buffer);
     const auto size = static_cast<size_t>(rows.rows() * rows.cols()) * sizeof(float);
-    std::memcpy(rows.data(), bytes, size);
-    bytes += size;
+    std::memcpy(rows.data(), file.bytes().data() + offset, size);
+    file.drop(offset, size);
+    offset += size;
     store.write(r0, rows);
   }
 }
@@ -320,9 +322,9 @@ std::optional<int64_t> Journal::load_state(Streams& streams) const {
       file.bytes().size() != sizeof(header) + count * stream_bytes) {
     raise(ErrorCode::kBadFile, "{}: not a state of this run; delete it and resume", path);
   }
-  const std::byte* bytes = file.bytes().data() + sizeof(header);
-  if (header.original != 0) read_stream(bytes, streams.original);
-  if (header.quantized != 0) read_stream(bytes, streams.quantized);
+  uint64_t offset = sizeof(header);
+  if (header.original != 0) read_stream(file, offset, streams.original);
+  if (header.quantized != 0) read_stream(file, offset, streams.quantized);
   streams.equal = header.blocks == 0;
   return header.blocks;
 }

@@ -56,6 +56,11 @@ Chosen chosen_submodules(const QuantizeOptions& options) {
     }
     chosen.coupled.push_back(&c);
   }
+  if (reference && !chosen.coupled.empty() && options.solver != Solver::kGd) {
+    raise(ErrorCode::kBadOption,
+          "--preset onecomp relaxes submodules by gradient descent: leave out --solver, or the "
+          "preset");
+  }
   if (reference && !chosen.coupled.empty() && options.alt_steps > 1) {
     raise(ErrorCode::kBadOption,
           "--preset onecomp repeats cycles (--alt-steps {}) for --lpcd residual only",

@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -114,6 +115,14 @@ TEST_F(ChecksTest, NumbersOutOfRangeAreRefusedInTheLibraryToo) {
         o.gd_batch_size = 0;
       },
       "--gd-batch-size: 0");
+  refused(
+      [](auto& o) {
+        apply_preset(Preset::kOnecomp, o);
+        o.lpcd = {"all"};
+        o.solver = Solver::kCg;
+        o.gd_batch_size = 8;
+      },
+      "--preset onecomp relaxes submodules by gradient descent");
   EvaluateOptions e;
   e.model = model_;
   e.samples = 0;
@@ -240,6 +249,25 @@ TEST_F(ChecksTest, ProcessorsAreThoseOfTheControlGroup) {
   EXPECT_EQ(control_group_processors(root), 3);
   file("/sys/fs/cgroup/cpu/batch/cpu.cfs_quota_us", "-1\n");
   EXPECT_EQ(control_group_processors(root), 8);
+}
+
+// Not in the hour that it would be read.
+TEST_F(ChecksTest, DamagedWeightsAreFoundBeforeAnyWork) {
+  for (const char* name : {"model.layers.1.mlp.down_proj.weight", "lm_head.weight"}) {
+    TinyModel tiny{.tied = false};
+    tiny.edit = [&](const std::string& tensor, std::span<float> values) {
+      if (tensor == name) values[values.size() / 2] = std::nanf("");
+    };
+    QuantizeOptions o = options(fmt::format("out-{}", name));
+    o.model = dir_ / name;
+    tiny.write(o.model);
+    for (const char* calib : {"self", ""}) {
+      if (*calib != 0) o.calib = calib;
+      expect_error([&] { quantize(o, ctx_); }, ErrorCode::kNonFinite, name);
+      EXPECT_FALSE(std::filesystem::exists(o.out + "/.lpcd/run.json"));
+      o.calib = text_;
+    }
+  }
 }
 
 // A step of gradient descent takes 16 sequences at once, whatever fits into a chunk elsewhere.

@@ -52,6 +52,10 @@ with tempfile.TemporaryDirectory() as folder:
         done = subprocess.CompletedProcess([], child.returncode, "", "\n".join(errors))
         expect_error(done, 4, "No space left on device", name="disk full")
         check(not (out / "config.json").exists(), "a model appeared")
+        # Still too little: better said at once than after hours. The error leaves what there is.
+        done = lpcd("quantize", model, "--out", out, "--resume", *base)
+        expect_error(done, 5, "free", "needs", "more", name="too little space to go on")
+        check(first.exists(), "the first block is gone")
         filler.unlink()
         done = lpcd("quantize", model, "--out", out, "--resume", *base)
         check(done.returncode == 0, done.stderr)
