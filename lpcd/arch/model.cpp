@@ -162,6 +162,15 @@ void read_rows(const io::TensorSource& source, const std::string& name, int64_t 
                    static_cast<size_t>(first * source.at(name).shape[1]));
 }
 
+// Calls fn(first, rows) for as many rows of a matrix at a time as make a task of a thread.
+template <typename Fn>
+void for_row_tasks(const RunContext& ctx, const TensorInfo& info, const Fn& fn) {
+  const int64_t rows = std::max<int64_t>(1, kElementsPerTask / info.shape[1]);
+  linalg::parallel_for(ctx, ceil_div(info.shape[0], rows), [&](int64_t task) {
+    fn(task * rows, std::min(rows, info.shape[0] - task * rows));
+  });
+}
+
 // "a, b, c and 7 more": all of them matter, but a line must stay readable.
 std::string join_names(const std::vector<std::string>& names) {
   constexpr size_t kShown = 12;
@@ -306,14 +315,6 @@ void Model::refuse_other_tensors() const {
         path_,
         others.size() == 1 ? "holds a tensor" : fmt::format("holds {} tensors", others.size()),
         architecture_->name(), join_names(others));
-}
-
-void Model::for_row_tasks(const RunContext& ctx, const TensorInfo& info,
-                          const std::function<void(int64_t, int64_t)>& fn) const {
-  const int64_t rows = std::max<int64_t>(1, kElementsPerTask / info.shape[1]);
-  linalg::parallel_for(ctx, ceil_div(info.shape[0], rows), [&](int64_t task) {
-    fn(task * rows, std::min(rows, info.shape[0] - task * rows));
-  });
 }
 
 void Model::check_values(const RunContext& ctx) const {

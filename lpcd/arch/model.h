@@ -69,9 +69,8 @@ class Model {
 
   /// Reads every tensor once, so that what is damaged in the last block is not found after a night.
   ///
-  /// Memory    a few MiB a thread, and what of one tensor's file is mapped; a tensor that is
-  /// decoded
-  ///           as a whole takes its f32 size.
+  /// Memory    a few MiB a thread and the mapped pages of one tensor; the f32 size of a tensor that
+  ///           is decoded as a whole.
   /// Errors    kNonFinite as read(); kCancelled.
   void check_values(const RunContext& ctx) const;
 
@@ -92,9 +91,6 @@ class Model {
   /// True for a tensor outside the architecture that the model is the same without.
   [[nodiscard]] bool changes_nothing(const TensorInfo& info) const;
   [[nodiscard]] std::string source_name(Role role, int64_t block) const;
-  /// Calls fn(first, rows) for as many rows at a time as make a task of a thread.
-  void for_row_tasks(const RunContext& ctx, const TensorInfo& info,
-                     const std::function<void(int64_t, int64_t)>& fn) const;
   /// Calls fn(role, block) for every tensor of the model, in a fixed order.
   void for_each_tensor(const std::function<void(Role, int64_t)>& fn) const;
 
