@@ -176,8 +176,12 @@ class QuantizeJob {
   }
 
   // Weights are read block by block, for as long as the run takes.
-  void check_model_stayed() const {
-    if (journal_.read_run().at("fingerprint").at("model") == model_.identity()) return;
+  void check_model_stayed() {
+    Json run = journal_.read_run();
+    Json& model = run.at("fingerprint").at("model");
+    if (model == model_.identity()) return;
+    model = "changed during the run";  // which blocks it is in, nobody knows: not to be resumed
+    journal_.update_run(run);
     raise(ErrorCode::kBadFile,
           "{}: was changed while the run was on: blocks from before and after do not belong "
           "together; start again with another --out",
@@ -209,8 +213,12 @@ class QuantizeJob {
 
   static uint64_t bytes_below(const std::string& directory) {
     uint64_t bytes = 0;
-    for (const auto& entry : fs::recursive_directory_iterator(directory)) {
-      if (entry.is_regular_file()) bytes += entry.file_size();
+    std::error_code error;  // of files that a run at work takes away
+    for (fs::recursive_directory_iterator i(directory, error), end; !error && i != end;
+         i.increment(error)) {
+      std::error_code gone;
+      const uint64_t size = i->is_regular_file(gone) ? i->file_size(gone) : 0;
+      if (!gone) bytes += size;
     }
     return bytes;
   }
@@ -295,7 +303,7 @@ class QuantizeJob {
   calib::Dataset calibration(bool resumed) {
     if (!plan_.needs_calibration) return {};
     if (resumed && journal_.has_calibration()) return journal_.load_calibration();
-    if (options_.calib == "self") {
+    if (samples_itself()) {
       const text::Tokenizer* tokenizer = tokenizer_ ? &*tokenizer_ : nullptr;
       const uint64_t budget = plan_.sampling_keeps_weights ? plan_.sampling->weight_bytes : 0;
       const std::string key = sample_key();
@@ -334,7 +342,7 @@ class QuantizeJob {
   }
 
   [[nodiscard]] bool reads_text() const {
-    return plan_.needs_calibration && options_.calib != "self" && !goes_on_with_ids();
+    return plan_.needs_calibration && !samples_itself() && !goes_on_with_ids();
   }
 
   [[nodiscard]] calib::Dataset load_calibration_text() const {

@@ -1,5 +1,5 @@
-"""A model that is cut short or overwritten while a run reads it: one line, no model that mixes old and new, and --resume
-goes on to the same bytes once it is mended."""
+"""A model that is cut short or overwritten while a run reads it: one line, and no model that mixes old and new.
+--resume goes on to the same bytes once a file that was cut short is mended."""
 
 import signal
 import tempfile
@@ -54,6 +54,5 @@ with tempfile.TemporaryDirectory() as folder:
     expect_error(ended(child), 3, str(model), "changed while", name="changed")
     check(not (out / "config.json").exists(), "a model appeared")
     weights.write_bytes(whole)
-    done = lpcd(*base, "--out", out, "--resume")
-    check(done.returncode == 0, done.stderr)
-    check(model_bytes(out) == model_bytes(work / "expected"), "changed: other bytes after mending")
+    # Blocks may have seen the other weights: that the file is mended does not mend them.
+    expect_error(lpcd(*base, "--out", out, "--resume"), 2, "cannot resume", name="changed, then mended")
