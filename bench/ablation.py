@@ -33,6 +33,7 @@ VARIANTS = {
     "no QEP": ["--qep", "off"],
     "no scale search": ["--scale-search", "off"],
     "no refinement": ["--refine", "0"],
+    "two sweeps of refinement": ["--refine", "2"],
     "no metric of its own": ["--own-metric", "off"],
     "no feedback between outputs": ["--output-feedback", "off"],
     "no token weights": ["--token-weights", "off"],
@@ -108,6 +109,17 @@ def table(rows):
               f"| {statistics.mean(change):+.1%}{error} | {time} | {numerics} |")  # fmt: skip
 
 
+def versions(rows):
+    """What the full method has come to, release by release."""
+    print("| numerics | simd | draws | excess perplexity | KL divergence | mean |\n|---|---|---|---|---|---|")
+    full = [r for r in rows if r["variant"] == "full"]
+    for numerics, simd in sorted({(r["numerics"], r["simd"]) for r in full}):
+        found = sorted((r for r in full if (r["numerics"], r["simd"]) == (numerics, simd)), key=lambda r: r["seed"])
+        each = lambda key, digits: ", ".join(f"{r[key]:.{digits}f}" for r in found)
+        print(f"| {numerics} | {simd} | {each('seed', 0)} | {each('excess', 2)} | {each('kl', 4)} "
+              f"| {statistics.mean(r['kl'] for r in found):.4f} |")  # fmt: skip
+
+
 def main():
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the table may go into head
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -145,7 +157,10 @@ def main():
     for setting in settings or sorted({(r["model"], r["setting"]) for r in rows.values()}):
         for bits in map(int, args.bits.split(",")):
             print(f"\n{setting[0]}, {bits} bits, {setting[1]}\n")
-            table([r for r in rows.values() if (r["model"], r["setting"]) == setting and r["bits"] == bits])
+            chosen = [r for r in rows.values() if (r["model"], r["setting"]) == setting and r["bits"] == bits]
+            table(chosen)
+            print("\nThe full method, by version of the numerics:\n")
+            versions(chosen)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <array>
 #include <random>
 
 #include "lpcd/linalg/blas.h"
@@ -116,6 +117,43 @@ BENCHMARK(gptq)
     ->Args({1536, 576, 0})
     ->Args({576, 1536, 0})
     ->Args({576, 1536, 1})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
+
+// `sweeps` of refinement of a projection with searched scales, on 2-bit codes in groups of 64 or on
+// blocks; "loss" is what is left of the projection's own.
+void refine(benchmark::State& state) {
+  const RunContext ctx = all_threads();
+  constexpr int64_t kInputs = 1536;
+  const Mat w = random_mat(576, kInputs, 1);
+  const solve::Metric metric =
+      solve::make_metric(ctx, moment(kInputs), {}, solve::ColumnOrder::kNatural);
+  constexpr std::array kBlocks = {DType::kQ2_K, DType::kQ3_K, DType::kQ4_K};
+  solve::ProjectOptions options;
+  options.scale_search = true;
+  options.grid = {.bits = 2, .group_size = 64};
+  if (state.range(0) > 0) {
+    options.grid = format::GridSpec::of_block(kBlocks.at(static_cast<size_t>(state.range(0)) - 1));
+  }
+  const auto projected = solve::project_gptq(ctx, w, metric, options);
+  const auto loss = [&](const format::QuantizedMatrix& q) {
+    return solve::output_error(ctx, solve::decode(ctx, q), w, metric.h);
+  };
+  double left = 0;
+  for (auto _ : state) {
+    state.PauseTiming();
+    auto q = projected.clone();
+    state.ResumeTiming();
+    solve::refine(ctx, w, metric, static_cast<int>(state.range(1)), q);
+    state.PauseTiming();
+    left = loss(q) / loss(projected);
+    state.ResumeTiming();
+  }
+  state.counters["loss"] = left;
+}
+BENCHMARK(refine)
+    ->ArgNames({"blocks", "sweeps"})
+    ->ArgsProduct({{0, 1, 2, 3}, {1, 2, 4, 6, 12}})
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
 

@@ -13,7 +13,7 @@
 namespace lpcd::pipeline {
 
 /// Bumped whenever the bytes of a result change for the same input and options.
-constexpr int kNumericsVersion = 10;
+constexpr int kNumericsVersion = 11;
 
 /// The state of a run on disk, in DIR/.lpcd: one atomic commit per block.
 ///

@@ -65,7 +65,7 @@ struct QuantizeOptions {
   std::vector<std::string> percdamp = {"0.01", "0.05", "0.2", "0.5", "1", "2"};
   double percdamp_power = 0.5;
   bool scale_search = true;
-  int refine = 2;
+  int refine = 6;
   bool own_metric = true;
   bool output_feedback = true;
   bool token_weights = true;
@@ -242,7 +242,8 @@ struct QuantizeOptions {
       {.name = "refine",
        .value = "N",
        .section = gptq,
-       .help = "Sweeps over scales and codes after GPTQ, each lowering the layer's error.",
+       .help = "Sweeps over scales and codes after GPTQ, each lowering the layer's error; one that "
+               "changes nothing is the last.",
        .min = 0,
        .max = 1000});
     v(o.own_metric,

@@ -50,8 +50,11 @@ double solve_flops(const Plan& plan, const LayerPlan& layer, int64_t outputs, in
   // Each candidate rounds the group with error feedback inside it.
   constexpr double kCandidates = 24;
   if (o.scale_search && group <= 256) per_weight += kCandidates * static_cast<double>(group);
-  // The gradient, then two products per sweep: after the scales and after the codes.
-  if (o.refine > 0 && o.method == Method::kGptq) per_weight += 2 * k * (1 + 2 * o.refine);
+  // The gradient, then a product per sweep: after scale and codes of a group; two for long groups.
+  const bool together = layer.grid.block || group <= 128;
+  if (o.refine > 0 && o.method == Method::kGptq) {
+    per_weight += 2 * k * (1 + (together ? 1 : 2) * o.refine);
+  }
   if (layer.cross.input) per_weight += 2 * k;
   if (layer.cross.input || layer.cross.output != CrossMoments::Output::kNone) per_weight += 2 * k;
   const double cholesky = k * k * k;  // with inverse, and reading them once

@@ -55,6 +55,30 @@ void AddScaled(float a, const float* x, int64_t rows, float* y) {
                         HWY_ATTR { store(hn::MulAdd(factor, load(x), load(y)), y); });
 }
 
+// The columns [begin, end) one after the other, each with the gradient that those before it have
+// left. change [end - begin, rows] = change of the decoded weights. False if none changed.
+bool MoveColumns(const Metric& metric, int64_t begin, int64_t end, const float* scale,
+                 const float* zero, float max_code, FloatView codes, FloatView gradient,
+                 FloatView change) {
+  const int64_t rows = codes.cols();
+  bool any = false;
+  for (int64_t k = begin; k < end; ++k) {
+    float* column_change = change.row(k - begin);
+    const float curvature = metric.h(k, k) + metric.damping(k);
+    if (metric.dead(k) || !MoveColumn(gradient.row(k), curvature, scale, zero, max_code, rows,
+                                      codes.row(k), column_change)) {
+      std::fill_n(column_change, rows, 0.0F);
+      continue;
+    }
+    any = true;
+    const float* h = metric.h.row(k);
+    for (int64_t j = begin; j < end; ++j) {
+      AddScaled(j == k ? curvature : h[j], column_change, rows, gradient.row(j));
+    }
+  }
+  return any;
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace lpcd::solve
 HWY_AFTER_NAMESPACE();
@@ -62,7 +86,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace lpcd::solve {
 
-HWY_EXPORT(MoveColumn);
+HWY_EXPORT(MoveColumns);
 HWY_EXPORT(AddScaled);
 
 namespace {
@@ -107,20 +131,10 @@ class RefineRows {
   }
 
   void run(int sweeps) {
-    const int64_t length = result_.spec.group_length(inputs_);
-    for (int sweep = 0; sweep < sweeps; ++sweep) {
-      for (int64_t group = 0; group < result_.groups(); ++group) {
-        const int64_t begin = group * length;
-        const int64_t end = std::min(inputs_, begin + length);
-        for (int64_t r = 0; r < rows_; ++r) {
-          scale_[static_cast<size_t>(r)] = result_.scales(group, first_row_ + r);
-          zero_[static_cast<size_t>(r)] = static_cast<float>(zero_of(group, r));
-        }
-        refit_scales(group, begin, end);
-        for (int64_t b = begin; b < end; b += kBlockColumns) {
-          move_codes(b, std::min(end, b + kBlockColumns));
-        }
-      }
+    bool any = true;
+    for (int sweep = 0; sweep < sweeps && any; ++sweep) {
+      any = false;
+      for (int64_t group = 0; group < result_.groups(); ++group) any = visit(group) || any;
     }
     for (int64_t r = 0; r < rows_; ++r) {
       uint8_t* codes = result_.codes.data() + (first_row_ + r) * inputs_;
@@ -131,6 +145,37 @@ class RefineRows {
  private:
   [[nodiscard]] uint8_t zero_of(int64_t group, int64_t r) const {
     return result_.zeros[static_cast<size_t>(group * result_.rows + first_row_ + r)];
+  }
+
+  // A new scale for the group, then its codes. False if nothing changed.
+  bool visit(int64_t group) {
+    const int64_t length = result_.spec.group_length(inputs_);
+    const int64_t begin = group * length;
+    const int64_t end = std::min(inputs_, begin + length);
+    for (int64_t r = 0; r < rows_; ++r) {
+      scale_[static_cast<size_t>(r)] = result_.scales(group, first_row_ + r);
+      zero_[static_cast<size_t>(r)] = static_cast<float>(zero_of(group, r));
+    }
+    Mat scaled = Mat::uninitialized(end - begin, rows_);
+    bool any = refit_scales(group, begin, end, scaled);
+    // A short group is passed on once, with both changes.
+    const bool together = end - begin <= kBlockColumns;
+    if (any && !together) pass_on(scaled, begin, end);
+    for (int64_t b = begin; b < end; b += kBlockColumns) {
+      const int64_t last = std::min(end, b + kBlockColumns);
+      const FloatView change = change_.view().rows_range(0, last - b);
+      const bool moved =
+          HWY_DYNAMIC_DISPATCH(MoveColumns)(metric_, b, last, scale_.data(), zero_.data(),
+                                            result_.spec.max_code(), codes_, gradient_, change);
+      if (any && together) {
+        for (int64_t k = 0; k < change.rows(); ++k) {
+          HWY_DYNAMIC_DISPATCH(AddScaled)(1.0F, scaled.row(k), rows_, change.row(k));
+        }
+      }
+      if (moved || (any && together)) pass_on(change, b, last);
+      any = any || moved;
+    }
+    return any;
   }
 
   // Adds H[:, begin + j] times change[j] to the gradient of the columns outside [begin, end).
@@ -148,10 +193,10 @@ class RefineRows {
   }
 
   // The scale that is best for the codes c of a group: with q = s c the loss is a parabola in s of
-  // slope c^T g and curvature c^T (H + D) c.
-  void refit_scales(int64_t group, int64_t begin, int64_t end) {
+  // slope c^T g and curvature c^T (H + D) c. The gradient inside the group follows; `centred`
+  // [count, rows] is left as the change of the weights. False if none changed.
+  bool refit_scales(int64_t group, int64_t begin, int64_t end, FloatView centred) {
     const int64_t count = end - begin;
-    Mat centred = Mat::uninitialized(count, rows_);
     Mat product = Mat::uninitialized(count, rows_);
     for (int64_t k = 0; k < count; ++k) {
       for (int64_t r = 0; r < rows_; ++r) {
@@ -190,32 +235,11 @@ class RefineRows {
         product(k, r) = product(k, r) * step + metric_.damping(begin + k) * centred(k, r);
       }
     }
-    if (!any) return;
+    if (!any) return false;
     for (int64_t k = 0; k < count; ++k) {
       HWY_DYNAMIC_DISPATCH(AddScaled)(1.0F, product.row(k), rows_, gradient_.row(begin + k));
     }
-    pass_on(centred, begin, end);
-  }
-
-  void move_codes(int64_t begin, int64_t end) {
-    bool any = false;
-    const FloatView change = change_.view().rows_range(0, end - begin);
-    for (int64_t k = begin; k < end; ++k) {
-      float* column_change = change.row(k - begin);
-      const float curvature = metric_.h(k, k) + metric_.damping(k);
-      if (metric_.dead(k) || !HWY_DYNAMIC_DISPATCH(MoveColumn)(
-                                 gradient_.row(k), curvature, scale_.data(), zero_.data(),
-                                 result_.spec.max_code(), rows_, codes_.row(k), column_change)) {
-        std::fill_n(column_change, rows_, 0.0F);
-        continue;
-      }
-      any = true;
-      for (int64_t j = begin; j < end; ++j) {
-        const float coefficient = j == k ? curvature : metric_.h(j, k);
-        HWY_DYNAMIC_DISPATCH(AddScaled)(coefficient, column_change, rows_, gradient_.row(j));
-      }
-    }
-    if (any) pass_on(change, begin, end);
+    return true;
   }
 
   const Metric& metric_;

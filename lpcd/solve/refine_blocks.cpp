@@ -102,7 +102,9 @@ class RefineBlockRows {
   }
 
   void run(int sweeps) {
-    for (int sweep = 0; sweep < sweeps; ++sweep) {
+    bool any = true;
+    for (int sweep = 0; sweep < sweeps && any; ++sweep) {
+      any = false;
       for (size_t b = 0; b < blocks_.size(); ++b) {
         begin_ = static_cast<int64_t>(b) * grid_.length;
         block_ = &blocks_[b];
@@ -113,7 +115,10 @@ class RefineBlockRows {
         for (int64_t k = 0; k < grid_.length; k += kChunk) {
           move_codes(k, std::min(grid_.length, k + kChunk));
         }
-        pass_on();
+        const bool changed = std::any_of(change_.data(), change_.data() + change_.size(),
+                                         [](float c) { return c != 0; });
+        if (changed) pass_on();
+        any = any || changed;
       }
     }
     for (size_t b = 0; b < blocks_.size(); ++b) {
