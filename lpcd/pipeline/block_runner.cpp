@@ -202,21 +202,37 @@ void BlockRunner::attention_input() {
   descend(Half::kAttention);
 }
 
+FloatView BlockRunner::mix(int64_t r0, int64_t n) {
+  const int64_t width = config_.heads * config_.head_dim;
+  const FloatView a_q = primary_attention_norm(r0, n);
+  const FloatView z_q =
+      plan_.quantized_stream ? attention_out_.target(r0, n, zq_) : sized(zq_, n, width);
+  timed(primary_stage(), [&] {
+    forward_.attention(ctx_, primary_weights(), a_q, z_q);
+    return static_cast<double>(n) * forward_.attention_flops();
+  });
+  if (plan_.quantized_stream) attention_out_.write(r0, z_q);
+  return z_q;
+}
+
+void BlockRunner::mix_again() {
+  for_chunks([&](Part /*part*/, int64_t r0, int64_t n) { mix(r0, n); });
+}
+
 void BlockRunner::attention_output() {
+  solve_attention_output();
+  repeat_cycles(Half::kAttention);
+  if (both_streams()) std::swap(streams_->original, streams_->target);
+}
+
+void BlockRunner::solve_attention_output() {
   SiteMoments moments = start_moments(Site::kAttentionOutput);
   const int64_t slab = forward_.tiling().slab_rows;
   const int64_t width = config_.heads * config_.head_dim;
   const double projection = forward_.projection_flops(Role::kO);
   for_chunks([&](Part part, int64_t r0, int64_t n) {
     const auto tokens = static_cast<double>(n);
-    const FloatView a_q = primary_attention_norm(r0, n);
-    const FloatView z_q =
-        plan_.quantized_stream ? attention_out_.target(r0, n, zq_) : sized(zq_, n, width);
-    timed(primary_stage(), [&] {
-      forward_.attention(ctx_, primary_weights(), a_q, z_q);
-      return tokens * forward_.attention_flops();
-    });
-    if (plan_.quantized_stream) attention_out_.write(r0, z_q);
+    const FloatView z_q = mix(r0, n);
     FloatView z_f;
     if (moments.wants_original_input()) {
       z_f = sized(zf_, n, width);
@@ -252,7 +268,6 @@ void BlockRunner::attention_output() {
       return tokens * projection + moments.add_missing(ctx_, part, r, y_f, z_q, slab);
     });
   });
-  if (both_streams()) std::swap(streams_->original, streams_->target);
   solve_site(Site::kAttentionOutput, std::move(moments));
 }
 
@@ -294,21 +309,37 @@ void BlockRunner::ffn_input() {
   descend(Half::kFfn);
 }
 
+FloatView BlockRunner::activate(int64_t r0, int64_t n) {
+  const FloatView m = sized(aq_, n, config_.hidden);
+  const FloatView x_q = streams_->primary().read(r0, n, xq_);
+  const FloatView u_q =
+      plan_.keep_ffn_activations ? ffn_out_.target(r0, n, uq_) : sized(uq_, n, config_.ffn);
+  timed(primary_stage(), [&] {
+    forward_.ffn_norm(ctx_, primary_weights(), x_q, m);
+    forward_.ffn_activation(ctx_, primary_weights(), m, u_q);
+    return static_cast<double>(n) * forward_.ffn_activation_flops();
+  });
+  return u_q;
+}
+
+void BlockRunner::activate_again() {
+  if (!plan_.keep_ffn_activations) return;
+  for_chunks([&](Part /*part*/, int64_t r0, int64_t n) { activate(r0, n); });
+}
+
 void BlockRunner::ffn_output() {
+  solve_ffn_output();
+  repeat_cycles(Half::kFfn);
+  if (both_streams()) std::swap(streams_->original, streams_->target);
+}
+
+void BlockRunner::solve_ffn_output() {
   SiteMoments moments = start_moments(Site::kFfnOutput);
   const int64_t slab = forward_.tiling().slab_rows;
   const double projection = forward_.projection_flops(Role::kDown);
   for_chunks([&](Part part, int64_t r0, int64_t n) {
     const auto tokens = static_cast<double>(n);
-    const FloatView m = sized(aq_, n, config_.hidden);
-    const FloatView x_q = streams_->primary().read(r0, n, xq_);
-    const FloatView u_q =
-        plan_.keep_ffn_activations ? ffn_out_.target(r0, n, uq_) : sized(uq_, n, config_.ffn);
-    timed(primary_stage(), [&] {
-      forward_.ffn_norm(ctx_, primary_weights(), x_q, m);
-      forward_.ffn_activation(ctx_, primary_weights(), m, u_q);
-      return tokens * forward_.ffn_activation_flops();
-    });
+    const FloatView u_q = activate(r0, n);
     FloatView u_f;
     if (moments.wants_original_input()) {
       u_f = sized(uf_, n, config_.ffn);
@@ -322,7 +353,7 @@ void BlockRunner::ffn_output() {
     FloatView y_q;
     if (plan_.options.token_weights && both_streams()) {
       timed(primary_stage(), [&] {
-        y_q = ffn_output_of(x_q, u_q);
+        y_q = ffn_output_of(streams_->quantized.read(r0, n, xq_), u_q);
         weigh_tokens(moments, r0, n, submodules::row_energies(ctx_, y_q));
         return tokens * projection;
       });
@@ -348,7 +379,7 @@ void BlockRunner::ffn_output() {
         forward_.add_projection(ctx_, u_q, original_[Role::kDown], r);
         flops = tokens * projection;
       } else if (r.empty()) {
-        r = ffn_output_of(x_q, u_q);
+        r = ffn_output_of(streams_->quantized.read(r0, n, xq_), u_q);
         flops = tokens * projection;
       }
       const FloatView y_f = streams_->target.read(r0, n, xf_);
@@ -356,7 +387,6 @@ void BlockRunner::ffn_output() {
       return flops + moments.add_missing(ctx_, part, r, y_f, u_q, slab);
     });
   });
-  if (both_streams()) std::swap(streams_->original, streams_->target);
   solve_site(Site::kFfnOutput, std::move(moments));
 }
 

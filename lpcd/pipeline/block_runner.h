@@ -70,6 +70,15 @@ class BlockRunner {
   void ffn_input();
   void ffn_output();
   void block_output();
+  /// The layer that closes a half block, from moments of what the layers before it came to.
+  void solve_attention_output();
+  void solve_ffn_output();
+  /// z_q and u_q of rows [r0, r0 + n) with the layers as they are, kept for the stages to come
+  /// where the plan keeps them; and of all rows.
+  FloatView mix(int64_t r0, int64_t n);
+  FloatView activate(int64_t r0, int64_t n);
+  void mix_again();
+  void activate_again();
 
   /// Writes what the original makes of the half block.
   void write_target(submodules::Part part, int64_t r0, ConstView y_f);
@@ -93,8 +102,12 @@ class BlockRunner {
   /// Relaxes the coupled submodules of one half of the block, whose layers solve_site has solved
   /// one by one, and keeps what is better on held-out sequences.
   void descend(submodules::Half half);
+  /// body(the sequences around a half block, where to say what is being done with them)
+  void visit(submodules::Half half,
+             const std::function<void(const submodules::SequenceSource&, std::string&)>& body);
   void descend_on(const submodules::CoupledInfo& info, const submodules::SequenceSource& source);
-  void relax_layer(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
+  /// Whether the layer is another one now.
+  bool relax_layer(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                    const submodules::SequenceSource& source, const submodules::Energies& energies,
                    arch::Role role, const format::QuantizedMatrix& layerwise, int cycle);
   /// Rolls the layers of a submodule back where together they are worse than `layerwise`, which is
@@ -102,6 +115,16 @@ class BlockRunner {
   void judge_together(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                       const submodules::SequenceSource& source,
                       const submodules::Energies& energies, QuantizedLayers& layerwise);
+  /// Cycles over the layers of a submodule before the pipeline goes on.
+  [[nodiscard]] int cycles_at_once(const submodules::CoupledInfo& info) const;
+  /// Submodules of one half that are relaxed again once the layer that closes them is solved.
+  [[nodiscard]] std::vector<const submodules::CoupledInfo*> repeated(submodules::Half half) const;
+  /// Relaxes them again, and solves the closing layer again, as long as the half block's held-out
+  /// error falls.
+  void repeat_cycles(submodules::Half half);
+  bool repeat_cycle(submodules::Half half, int cycle);
+  bool relax_again(const submodules::CoupledInfo& info, const submodules::SequenceSource& source,
+                   int cycle, double& flops);
   void relax_as_reference(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                           const submodules::SequenceSource& source,
                           const submodules::Energies& energies, arch::Role role);
@@ -118,6 +141,9 @@ class BlockRunner {
   [[nodiscard]] format::QuantizedMatrix project(const LayerPlan& layer, ConstView target,
                                                 const solve::Metric& metric,
                                                 const solve::OutputMetric* outputs = nullptr) const;
+  /// Moves codes and scales towards another target from where they are.
+  void refine_codes(ConstView target, const solve::Metric& metric,
+                    format::QuantizedMatrix& codes) const;
   [[nodiscard]] linalg::Damping damping_of(double fraction) const;
   [[nodiscard]] solve::Metric metric_of(Mat h, double damping) const;
   /// body(part, first row, rows)
@@ -159,6 +185,14 @@ class BlockRunner {
   std::map<arch::Role, Mat> targets_;
   std::map<arch::Role, double> dampings_;
   Mat site_h_;
+  // What later cycles need of the first one, where there are any: the moments of the inputs, and
+  // the layer-wise solutions.
+  struct {
+    Mat h;
+    QuantizedLayers layerwise;
+  } first_cycle_;
+  // Codes that a closing layer may start from: those of the cycle before; null in the first.
+  const format::QuantizedMatrix* closing_codes_ = nullptr;
   calib::ActivationStore attention_out_;  // z_q [T, Hq d]
   calib::ActivationStore ffn_out_;        // u_q [T, F], if kept
   // buffers of one chunk, reused

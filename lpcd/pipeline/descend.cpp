@@ -74,7 +74,8 @@ class StreamSource final : public submodules::SequenceSource {
 
 }  // namespace
 
-void BlockRunner::descend(Half half) {
+void BlockRunner::visit(
+    Half half, const std::function<void(const submodules::SequenceSource&, std::string&)>& body) {
   const int64_t chunk = plan_.options.solver == Solver::kGd ? submodules::kAdamChunk * plan_.seq_len
                                                             : forward_.tiling().chunk_rows;
   const std::vector<float> y_q_energies =
@@ -82,20 +83,37 @@ void BlockRunner::descend(Half half) {
   std::string doing;
   const StreamSource source(ctx_, plan_, *streams_, chunk, face_value_weight(), y_q_energies,
                             [&] { working(doing); });
-  for (const submodules::CoupledInfo* info : plan_.coupled) {
-    if (info->half != half) continue;
-    doing = "relax " + std::string(info->name);
-    timed(doing.c_str(), [&] {
-      descend_on(*info, source);
-      const auto coupled = info->make(forward_, original_);
-      double flops = 0;
-      for (const Role role : info->relaxed) flops += relax_flops(plan_, *coupled, role);
-      return flops;
-    });
+  body(source, doing);
+}
+
+void BlockRunner::descend(Half half) {
+  visit(half, [&](const submodules::SequenceSource& source, std::string& doing) {
+    for (const submodules::CoupledInfo* info : plan_.coupled) {
+      if (info->half != half) continue;
+      doing = "relax " + std::string(info->name);
+      timed(doing.c_str(), [&] {
+        descend_on(*info, source);
+        const auto coupled = info->make(forward_, original_);
+        double flops = 0;
+        for (const Role role : info->relaxed) flops += relax_flops(plan_, *coupled, role);
+        return flops * cycles_at_once(*info);
+      });
+    }
+  });
+  if (!repeated(half).empty()) {  // more cycles will come
+    first_cycle_.h = std::move(site_h_);
+  } else {
+    targets_.clear();
   }
-  targets_.clear();
   site_h_ = Mat();
 }
+
+// q and k take turns before anything depends on them. The layers of a submodule that another layer
+// closes wait for that one.
+int BlockRunner::cycles_at_once(const submodules::CoupledInfo& info) const {
+  return info.closing ? 1 : plan_.options.alt_steps;
+}
+
 void BlockRunner::descend_on(const submodules::CoupledInfo& info,
                              const submodules::SequenceSource& source) {
   const auto coupled =
@@ -112,9 +130,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
     decided.insert_or_assign(role, std::move(quantized_[role]));
     quantized_[role] = real.clone();
   };
-  const bool attention = info.half == Half::kAttention;
-  quantized_[attention ? Role::kO : Role::kDown] =
-      original_[attention ? Role::kO : Role::kDown].clone();
+  if (info.closing) quantized_[*info.closing] = original_[*info.closing].clone();
   bool passed = false;
   for (const submodules::CoupledInfo* other : plan_.coupled) {
     if (other == &info) passed = true;
@@ -126,7 +142,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
   for (const Role role : info.relaxed) {
     if (judged) layerwise.emplace(role, layers_.at(role).clone());
   }
-  for (int cycle = 0; cycle < plan_.options.alt_steps; ++cycle) {
+  for (int cycle = 0; cycle < cycles_at_once(info); ++cycle) {
     for (const Role role : info.relaxed) {
       with_context(records_[role].name, [&] {
         if (plan_.solver.reference) {
@@ -137,7 +153,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
       });
       decided.erase(role);
       working(fmt::format("relax {} {}", info.name, arch::role_name(role)),
-              relax_flops(plan_, *coupled, role) / plan_.options.alt_steps);
+              relax_flops(plan_, *coupled, role));
     }
   }
   if (judged && info.relaxed.size() > 1) {
@@ -146,6 +162,7 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
   for (auto& [role, weight] : decided) quantized_[role] = std::move(weight);
   if (plan_.solver.reference) return;
   for (const Role role : info.relaxed) settle(role);
+  if (info.closing && plan_.options.alt_steps > 1) first_cycle_.layerwise.merge(layerwise);
 }
 
 // One by one each layer is at least as good as its baseline; together they may not be.
@@ -191,14 +208,19 @@ Part BlockRunner::judging_part() const {
   return plan_.held_out_sequences > 0 ? Part::kHeldOut : Part::kSolve;
 }
 
-void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
+bool BlockRunner::relax_layer(const submodules::CoupledInfo& info,
                               const submodules::Coupled& coupled,
                               const submodules::SequenceSource& source,
                               const submodules::Energies& energies, Role role,
                               const format::QuantizedMatrix& layerwise, int cycle) {
   const LayerPlan& layer = plan_.layer(block_, role);
   report::RelaxationRecord record{.submodule = std::string(info.name), .cycle = cycle};
-  quantized_[role] = submodules::copied(ctx_, targets_.at(role));
+  // Later cycles go on from the codes, whose errors the other layers' and the closing layer's may
+  // cancel.
+  const bool first = cycle == 0;
+  Mat target =
+      first ? submodules::copied(ctx_, targets_.at(role)) : solve::decode(ctx_, layers_.at(role));
+  quantized_[role] = submodules::copied(ctx_, target);
   const double damping = dampings_.at(role);
   submodules::Relaxed relaxed = submodules::relax(ctx_, coupled, role, source, quantized_, energies,
                                                   {.adam = plan_.options.solver == Solver::kGd,
@@ -212,7 +234,6 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
   record.objective_before = relaxed.objective_before;
   record.objective_relaxed = relaxed.objective_relaxed;
   record.residual = relaxed.residual;
-  Mat target = submodules::copied(ctx_, targets_.at(role));
   submodules::add_scaled(ctx_, strength, relaxed.step, target);
 
   const auto errors_of = [&](const format::QuantizedMatrix& q) {
@@ -226,9 +247,12 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
     }
     report::choose_none(record.candidates);
   };
+  const format::QuantizedMatrix before =
+      first ? format::QuantizedMatrix() : layers_.at(role).clone();
   const SquaredSum baseline = errors_of(layerwise);
   SquaredSum best = baseline;
-  if (cycle > 0) {
+  bool changed = false;
+  if (!first) {
     // Beside what has become of the other layers the layer-wise solution may be the better one now.
     const SquaredSum kept = errors_of(layers_.at(role));
     if (submodules::better(kept, baseline, baseline)) {
@@ -236,14 +260,13 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
     } else {
       layers_.insert_or_assign(role, layerwise.clone());
       choose_none();
+      changed = kept.weighted != baseline.weighted || kept.face_value != baseline.face_value;
     }
   }
   record.baseline = baseline.weighted;
   record.baseline_face_value = baseline.face_value;
-  const auto consider = [&](ConstView wanted, double share, const solve::Metric& metric,
-                            const char* metric_name, const char* target_name,
-                            const solve::OutputMetric* outputs = nullptr) {
-    format::QuantizedMatrix q = project(layer, wanted, metric, outputs);
+  const auto consider = [&](format::QuantizedMatrix q, double share, const char* metric_name,
+                            const char* target_name) {
     const SquaredSum errors = errors_of(q);
     record.candidates.push_back({.target = target_name,
                                  .metric = metric_name,
@@ -255,11 +278,12 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
       choose_none();
       record.candidates.back().chosen = true;
       best = errors;
+      changed = true;
       layers_.insert_or_assign(role, std::move(q));
     }
   };
   solve::Metric inputs = metric_of(std::move(site_h_), damping);
-  if (strength > 0) consider(target, strength, inputs, "inputs", "submodule");
+  if (strength > 0) consider(project(layer, target, inputs), strength, "inputs", "submodule");
   site_h_ = std::move(inputs.h);
   if (plan_.options.own_metric) {
     const solve::Metric own = metric_of(std::move(relaxed.factors.input), damping);
@@ -270,15 +294,22 @@ void BlockRunner::relax_layer(const submodules::CoupledInfo& info,
                                           {.fraction = kOutputDamping, .power = 0});
     }
     const auto consider_own = [&](ConstView wanted, double share, const char* target_name) {
-      consider(wanted, share, own, "submodule", target_name, feedback ? &outputs : nullptr);
+      consider(project(layer, wanted, own, feedback ? &outputs : nullptr), share, "submodule",
+               target_name);
     };
-    consider_own(targets_.at(role), 0, "layer");
+    if (first) consider_own(targets_.at(role), 0, "layer");
     if (strength > 0) consider_own(target, strength, "submodule");
+    if (!first && strength > 0 && plan_.options.refine > 0) {
+      format::QuantizedMatrix q = before.clone();
+      refine_codes(target, own, q);
+      consider(std::move(q), strength, "submodule", "codes");
+    }
   }
   record.projected = best.weighted;
   quantized_[role] = solve::decode(ctx_, layers_.at(role));
   targets_.insert_or_assign(role, std::move(target));
   records_[role].relaxations.push_back(std::move(record));
+  return changed;
 }
 
 submodules::AdamOptions BlockRunner::adam_options() const {

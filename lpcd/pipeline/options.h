@@ -373,14 +373,16 @@ struct QuantizeOptions {
                      .help = "Largest learning rate of gd (10 % warm-up, then cosine).",
                      .min = 0,
                      .max = 1});
-    v(o.alt_steps, {.name = "alt-steps",
-                    .value = "N",
-                    .section = correction,
-                    .help = "Cycles over the layers that a submodule relaxes: q and k take turns; "
-                            "v, gate and up, alone before the layer that closes them, go on from "
-                            "where they were.",
-                    .min = 1,
-                    .max = 100});
+    v(o.alt_steps,
+      {.name = "alt-steps",
+       .value = "N",
+       .section = correction,
+       .help = "Cycles over the layers of each submodule: q and k take turns; v, and gate "
+               "and up, are relaxed again beside the o and down that were solved "
+               "after them, which then are solved again. A cycle that is no better on "
+               "held-out sequences is undone, and is the last.",
+       .min = 1,
+       .max = 100});
 
     const char* calib = "Calibration";
     v(o.calib,

@@ -20,7 +20,7 @@ constexpr uint64_t kBaseBytes = 160ULL << 20;
 
 // FLOPs of the moments at one input of K features.
 void add_site_flops(const arch::ModelConfig& c, const Plan& plan, Site site, double tokens,
-                    std::map<std::string, double>& flops) {
+                    std::map<std::string, double>& flops, double solves = 1) {
   const LayerPlan& first = plan.layer(0, roles_of(site)[0]);
   const auto shape = c.shape(first.role);
   const auto n = static_cast<double>(shape[0]);
@@ -35,7 +35,29 @@ void add_site_flops(const arch::ModelConfig& c, const Plan& plan, Site site, dou
     solve += solve_flops(plan, layer, c.shape(role)[0], c.shape(role)[1]);
   }
   // As a rule four of many dampings are tried.
-  flops["solve"] += solve * std::min(4.0, static_cast<double>(plan.dampings.size()));
+  flops["solve"] += solves * solve * std::min(4.0, static_cast<double>(plan.dampings.size()));
+}
+
+// Later cycles solve the layer that closes a half block again, from new activations.
+void add_cycle_flops(const arch::ModelConfig& c, const arch::BlockForward& forward,
+                     const Plan& plan, double tokens, std::map<std::string, double>& flops) {
+  const auto count = static_cast<double>(plan.options.alt_steps - 1);
+  if (count == 0 || plan.solver.reference) return;
+  const auto closes = [&](Role role) {
+    return std::ranges::any_of(plan.coupled,
+                               [&](const auto* info) { return info->closing == role; });
+  };
+  if (closes(Role::kO)) {
+    add_site_flops(c, plan, Site::kAttentionOutput, count * tokens, flops, count);
+    flops["forward quantized"] += count * tokens * forward.attention_flops();
+  }
+  if (closes(Role::kDown)) {
+    add_site_flops(c, plan, Site::kFfnOutput, count * tokens, flops, count);
+    // With what it makes of gate and up as they are, for the weights of tokens.
+    flops["forward quantized"] +=
+        count * tokens *
+        (2 * forward.ffn_activation_flops() + forward.projection_flops(Role::kDown));
+  }
 }
 
 }  // namespace
@@ -75,7 +97,7 @@ double relax_flops(const Plan& plan, const submodules::Coupled& coupled, Role ro
         solved + o.cg_iterations * static_cast<double>(plan.tokens(submodules::Part::kSample));
     factors = coupled.factor_flops(role) * solved;
   }
-  return o.alt_steps * (coupled.flops(role) * tokens + factors);
+  return coupled.flops(role) * tokens + factors;
 }
 
 void plan_flops(const arch::ModelConfig& c, const arch::BlockForward& forward, Plan& plan) {
@@ -110,8 +132,11 @@ void plan_flops(const arch::ModelConfig& c, const arch::BlockForward& forward, P
   for (const auto* info : plan.coupled) {
     const auto coupled = info->make(forward, none);
     double& flops = block["relax " + std::string(info->name)];
-    for (const Role role : info->relaxed) flops += relax_flops(plan, *coupled, role);
+    for (const Role role : info->relaxed) {
+      flops += plan.options.alt_steps * relax_flops(plan, *coupled, role);
+    }
   }
+  add_cycle_flops(c, forward, plan, tokens, block);
   for (const auto& [name, count] : block) {
     plan.flops[name] = count * static_cast<double>(plan.blocks);
     plan.total_flops += plan.flops[name];
@@ -150,6 +175,13 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
     constexpr uint64_t kThreadsOfBase = 4;
     const auto threads = static_cast<uint64_t>(
         plan.options.threads > 0 ? plan.options.threads : linalg::available_threads());
+    if (plan.options.alt_steps > 1 && !plan.coupled.empty() && !plan.solver.reference) {
+      // What a later cycle starts from and may come back to: targets (once more than candidates
+      // have them), moments, and the codes of two solutions.
+      fixed.emplace_back("cycles", 2 * f32(2 * c.ffn, c.hidden) + f32(c.hidden, widest) +
+                                       f32(c.hidden, c.hidden) +
+                                       2 * static_cast<uint64_t>(c.linear_parameters()));
+    }
     fixed.emplace_back("buffers of the threads",
                        threads * 3 * f32(solve::kRowsPerTask, widest) +
                            (std::max(threads, kThreadsOfBase) - kThreadsOfBase) * kBlasBytes);

@@ -101,11 +101,9 @@ void plan_layers(const arch::Model& model, Plan& plan) {
       layer.grid = grid_of(o, role, layer.name, bits_for);
       layer.submodule = &submodules::single_submodule();
       // Behind a coupled submodule stands a residual sum.
-      bool closes = false;
-      for (const auto* c : chosen.coupled) {
-        closes = closes || std::ranges::find(c->closed, role) != c->closed.end();
-      }
-      if (closes) layer.submodule = &submodules::residual_submodule();
+      const bool owned = std::ranges::any_of(
+          chosen.coupled, [&](const auto* c) { return c->owns_closing && c->closing == role; });
+      if (owned) layer.submodule = &submodules::residual_submodule();
       for (const Submodule* s : chosen.closed) {
         if (std::ranges::find(s->roles(), role) != s->roles().end()) {
           layer.submodule = s;

@@ -49,6 +49,11 @@ format::QuantizedMatrix BlockRunner::project(const LayerPlan& layer, ConstView t
   return q;
 }
 
+void BlockRunner::refine_codes(ConstView target, const solve::Metric& metric,
+                               format::QuantizedMatrix& codes) const {
+  solve::refine(ctx_, target, metric, plan_.options.refine, codes);
+}
+
 void BlockRunner::solve_site(Site site, SiteMoments moments) {
   ctx_.throw_if_cancelled();
   timed("solve", [&] {
@@ -106,6 +111,21 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
   if (judged) {
     held_out_missing = submodules::missing_output(ctx_, problem, problem.held_out, products[1]);
   }
+  const auto judge = [&](const format::QuantizedMatrix& q) {
+    return judged ? submodules::layer_error(ctx_, problem, problem.held_out, held_out_missing,
+                                            solve::decode(ctx_, q))
+                  : 0;
+  };
+  if (closing_codes_ != nullptr && judged) {
+    best = {.quantized = closing_codes_->clone(), .damping = dampings_.at(layer.role)};
+    best_error = judge(best.quantized);
+    record.candidates.push_back({.target = "kept",
+                                 .metric = "inputs",
+                                 .percdamp = best.damping,
+                                 .strength = record.strength,
+                                 .held_out = best_error,
+                                 .chosen = true});
+  }
   const auto put = [&](ConstView target, const solve::Metric& metric) {
     return project(layer, target, metric);
   };
@@ -127,25 +147,33 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
       strength = target.strength;
       trial.quantized = put(trial.target, metric);
     }
-    const double error =
-        judged ? submodules::layer_error(ctx_, problem, problem.held_out, held_out_missing,
-                                         solve::decode(ctx_, trial.quantized))
-               : 0;
-    if (judged) {
-      record.candidates.push_back({.target = "layer",
-                                   .metric = "inputs",
-                                   .percdamp = damping,
-                                   .strength = strength,
-                                   .held_out = error});
-    }
-    if (best.quantized.rows == 0 || error < best_error) {
-      for (report::Candidate& c : record.candidates) c.chosen = false;
-      if (judged) record.candidates.back().chosen = true;
-      record.damping = metric.factor.lambda;
-      record.damping_raised = metric.factor.raised;
-      record.strength = strength;
-      best = std::move(trial);
-      best_error = error;
+    const auto consider = [&](format::QuantizedMatrix q, const char* target_name) {
+      const double error = judge(q);
+      if (judged) {
+        record.candidates.push_back({.target = target_name,
+                                     .metric = "inputs",
+                                     .percdamp = damping,
+                                     .strength = strength,
+                                     .held_out = error});
+      }
+      if (best.quantized.rows == 0 || error < best_error) {
+        report::choose_none(record.candidates);
+        if (judged) record.candidates.back().chosen = true;
+        record.damping = metric.factor.lambda;
+        record.damping_raised = metric.factor.raised;
+        record.strength = strength;
+        best = {.target = submodules::copied(ctx_, trial.target),
+                .quantized = std::move(q),
+                .damping = damping};
+        best_error = error;
+      }
+      return error;
+    };
+    double error = consider(std::move(trial.quantized), "layer");
+    if (closing_codes_ != nullptr && plan_.options.refine > 0) {
+      format::QuantizedMatrix q = closing_codes_->clone();
+      refine_codes(trial.target, metric, q);
+      error = std::min(error, consider(std::move(q), "codes"));
     }
     h = std::move(metric.h);
     const ConstView weight = problem.weight;

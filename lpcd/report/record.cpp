@@ -36,6 +36,7 @@ Json to_json(const RelaxationRecord& r) {
 
 Json to_json(const JointRecord& r) {
   Json json = {{"submodule", r.submodule},
+               {"cycle", r.cycle},
                {"baseline", r.baseline},
                {"projected", r.projected},
                {"rolled_back", r.rolled_back}};

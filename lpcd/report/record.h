@@ -9,7 +9,9 @@ namespace lpcd::report {
 
 /// One way of putting a layer on its grid that was tried.
 struct Candidate {
-  std::string target;   ///< what was projected: "layer" or "submodule"
+  /// What was projected: "layer" or "submodule"; "codes": those of the cycle before, refined
+  /// towards the same target; "kept": those as they are.
+  std::string target;
   std::string metric;   ///< "inputs" (H), or "submodule" (weighted as the submodule sees them)
   double percdamp = 0;  ///< damping relative to the mean diagonal
   double strength = 0;  ///< share of the correction or relaxation in the target (mean over outputs)
@@ -40,14 +42,17 @@ struct RelaxationRecord {
 };
 
 /// What all layers of a submodule came to together, each having been judged beside the others as
-/// they were then.
+/// they were then; in later cycles with the layer that closes it.
 struct JointRecord {
   std::string submodule;
-  double baseline = -1;  ///< relative error of the submodule with the layer-wise solutions
+  int cycle = 0;
+  /// Relative error of the submodule with the layer-wise solutions, or with what the cycle before
+  /// came to.
+  double baseline = -1;
   double baseline_face_value = -1;
   double projected = -1;  ///< with what was chosen for each layer
   double projected_face_value = -1;
-  bool rolled_back = false;  ///< the layer-wise solutions were better
+  bool rolled_back = false;  ///< the baseline was better
 };
 
 /// What happened to one layer.

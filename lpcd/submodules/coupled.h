@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -110,7 +111,10 @@ struct CoupledInfo {
   std::string_view name;  ///< what --lpcd calls it
   Half half;
   std::vector<arch::Role> relaxed;  ///< layers relaxed by this submodule, in order
-  std::vector<arch::Role> closed;   ///< layers behind them that are solved in closed form
+  /// The layer behind them at whose output, on the residual stream, errors are compared; it is
+  /// solved after them. Nothing: errors are compared at their own outputs.
+  std::optional<arch::Role> closing;
+  bool owns_closing;  ///< the closing layer is the submodule's too: its residual path is solved
   /// For one block; `original` holds its weights in the original model and must outlive the result.
   std::unique_ptr<Coupled> (*make)(const arch::BlockForward& forward,
                                    const arch::BlockWeights& original);

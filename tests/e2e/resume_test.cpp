@@ -183,11 +183,12 @@ TEST_F(ResumeTest, AFinishedRunIsJudgedWhereItIs) {
   EXPECT_EQ(weights("second"), weights("first"));
 }
 
-// Activations in memory, those of the feed-forward part computed twice, and all on disk: the same
-// bytes, and one can go on where another stopped.
+// Activations in memory, those of the feed-forward part computed twice, and all on disk, with a
+// second cycle that comes back to them: the same bytes, and one can go on where another stopped.
 TEST_F(ResumeTest, DoesNotDependOnTheMemoryLimit) {
   const arch::Model model = bundle::open_model(model_);
   QuantizeOptions o = options("roomy");
+  o.alt_steps = 2;
   quantize(o, ctx_);
   pipeline::Plan plan = pipeline::make_plan(model, o, 1ULL << 40);
   EXPECT_TRUE(plan.keep_ffn_activations);
