@@ -32,7 +32,6 @@ void BlockRunner::repeat_cycles(Half half) {
   for (int cycle = 1; cycle < plan_.options.alt_steps; ++cycle) {
     if (!repeat_cycle(half, cycle)) break;  // the next one would do the same
   }
-  if (!repeated(half).empty()) targets_.clear();
   first_cycle_ = {};
 }
 
@@ -47,14 +46,12 @@ bool BlockRunner::repeat_cycle(Half half, int cycle) {
   struct Before {
     format::QuantizedMatrix layer;
     report::LayerRecord record;
-    Mat target;
     double damping;
   };
   std::map<Role, Before> before;
   for (const Role role : roles) {
     before.emplace(role, Before{.layer = layers_.at(role).clone(),
                                 .record = records_.at(role),
-                                .target = submodules::copied(ctx_, targets_.at(role)),
                                 .damping = dampings_.at(role)});
   }
   report::JointRecord joint{.submodule = std::string(infos.back()->name), .cycle = cycle};
@@ -107,7 +104,6 @@ bool BlockRunner::repeat_cycle(Half half, int cycle) {
       }
       quantized_[role] = solve::decode(ctx_, was.layer);
       layers_.insert_or_assign(role, std::move(was.layer));
-      targets_.insert_or_assign(role, std::move(was.target));
       dampings_[role] = was.damping;
       records_[role] = std::move(was.record);
       auto& relaxations = records_[role].relaxations;

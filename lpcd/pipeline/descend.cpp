@@ -100,11 +100,8 @@ void BlockRunner::descend(Half half) {
       });
     }
   });
-  if (!repeated(half).empty()) {  // more cycles will come
-    first_cycle_.h = std::move(site_h_);
-  } else {
-    targets_.clear();
-  }
+  targets_.clear();
+  if (!repeated(half).empty()) first_cycle_.h = std::move(site_h_);  // more cycles will come
   site_h_ = Mat();
 }
 
@@ -307,7 +304,7 @@ bool BlockRunner::relax_layer(const submodules::CoupledInfo& info,
   }
   record.projected = best.weighted;
   quantized_[role] = solve::decode(ctx_, layers_.at(role));
-  targets_.insert_or_assign(role, std::move(target));
+  if (first) targets_.insert_or_assign(role, std::move(target));
   records_[role].relaxations.push_back(std::move(record));
   return changed;
 }

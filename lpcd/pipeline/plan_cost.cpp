@@ -176,10 +176,9 @@ void plan_memory(const arch::ModelConfig& c, const arch::SequenceTiling& tiling,
     const auto threads = static_cast<uint64_t>(
         plan.options.threads > 0 ? plan.options.threads : linalg::available_threads());
     if (plan.options.alt_steps > 1 && !plan.coupled.empty() && !plan.solver.reference) {
-      // What a later cycle starts from and may come back to: targets (once more than candidates
-      // have them), moments, and the codes of two solutions.
-      fixed.emplace_back("cycles", 2 * f32(2 * c.ffn, c.hidden) + f32(c.hidden, widest) +
-                                       f32(c.hidden, c.hidden) +
+      // What a later cycle starts from and may come back to: moments, and the codes of two
+      // solutions; and a target more than the first has.
+      fixed.emplace_back("cycles", f32(c.hidden, c.hidden) + f32(c.hidden, widest) +
                                        2 * static_cast<uint64_t>(c.linear_parameters()));
     }
     fixed.emplace_back("buffers of the threads",
