@@ -225,7 +225,7 @@ void BlockRunner::attention_output() {
   if (both_streams()) std::swap(streams_->original, streams_->target);
 }
 
-void BlockRunner::solve_attention_output() {
+void BlockRunner::solve_attention_output(const format::QuantizedMatrix* before) {
   SiteMoments moments = start_moments(Site::kAttentionOutput);
   const int64_t slab = forward_.tiling().slab_rows;
   const int64_t width = config_.heads * config_.head_dim;
@@ -268,7 +268,7 @@ void BlockRunner::solve_attention_output() {
       return tokens * projection + moments.add_missing(ctx_, part, r, y_f, z_q, slab);
     });
   });
-  solve_site(Site::kAttentionOutput, std::move(moments));
+  solve_site(Site::kAttentionOutput, std::move(moments), before);
 }
 
 void BlockRunner::ffn_input() {
@@ -333,7 +333,7 @@ void BlockRunner::ffn_output() {
   if (both_streams()) std::swap(streams_->original, streams_->target);
 }
 
-void BlockRunner::solve_ffn_output() {
+void BlockRunner::solve_ffn_output(const format::QuantizedMatrix* before) {
   SiteMoments moments = start_moments(Site::kFfnOutput);
   const int64_t slab = forward_.tiling().slab_rows;
   const double projection = forward_.projection_flops(Role::kDown);
@@ -387,7 +387,7 @@ void BlockRunner::solve_ffn_output() {
       return flops + moments.add_missing(ctx_, part, r, y_f, u_q, slab);
     });
   });
-  solve_site(Site::kFfnOutput, std::move(moments));
+  solve_site(Site::kFfnOutput, std::move(moments), before);
 }
 
 void BlockRunner::block_output() {

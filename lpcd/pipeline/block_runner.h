@@ -46,9 +46,9 @@ class BlockRunner {
               const arch::BlockForward& forward, const std::string& scratch_directory,
               std::function<void(std::string_view item, double flops)> advanced);
 
-  /// Called for every layer once it is solved: its role, its codes, and the decoded weights that
-  /// the quantized stream goes on with, which may be replaced (by known ones, to compare layer by
-  /// layer).
+  /// Called for every layer once it is solved, and again by later cycles: its role, its codes, and
+  /// the decoded weights that the quantized stream goes on with, which may be replaced (by known
+  /// ones, to compare layer by layer).
   using LayerObserver =
       std::function<void(arch::Role, const format::QuantizedMatrix&, Mat& decoded)>;
   void set_layer_observer(LayerObserver observer) { observer_ = std::move(observer); }
@@ -63,6 +63,7 @@ class BlockRunner {
     Mat target;  // before projection
     format::QuantizedMatrix quantized;
     double damping = 0;  // relative, chosen
+    int attempts = 0;    // targets that were projected
   };
 
   void attention_input();
@@ -71,8 +72,9 @@ class BlockRunner {
   void ffn_output();
   void block_output();
   /// The layer that closes a half block, from moments of what the layers before it came to.
-  void solve_attention_output();
-  void solve_ffn_output();
+  /// `before`: its codes of the cycle before, which another one may keep or go on from.
+  void solve_attention_output(const format::QuantizedMatrix* before = nullptr);
+  void solve_ffn_output(const format::QuantizedMatrix* before = nullptr);
   /// z_q and u_q of rows [r0, r0 + n) with the layers as they are, kept for the stages to come
   /// where the plan keeps them; and of all rows.
   FloatView mix(int64_t r0, int64_t n);
@@ -96,9 +98,9 @@ class BlockRunner {
   [[nodiscard]] SiteMoments start_moments(Site site) const;
   /// Solves and projects the layers that read one input, and puts their decoded weights into the
   /// quantized block.
-  void solve_site(Site site, SiteMoments moments);
+  void solve_site(Site site, SiteMoments moments, const format::QuantizedMatrix* before = nullptr);
   Solution solve_layer(const LayerPlan& layer, const submodules::LayerProblem& problem, Mat& h,
-                       report::LayerRecord& record);
+                       report::LayerRecord& record, const format::QuantizedMatrix* before);
   /// Relaxes the coupled submodules of one half of the block, whose layers solve_site has solved
   /// one by one, and keeps what is better on held-out sequences.
   void descend(submodules::Half half);
@@ -110,11 +112,10 @@ class BlockRunner {
   bool relax_layer(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                    const submodules::SequenceSource& source, const submodules::Energies& energies,
                    arch::Role role, const format::QuantizedMatrix& layerwise, int cycle);
-  /// Rolls the layers of a submodule back where together they are worse than `layerwise`, which is
-  /// used up.
+  /// Rolls the layers of a submodule back where together they are worse than `layerwise`.
   void judge_together(const submodules::CoupledInfo& info, const submodules::Coupled& coupled,
                       const submodules::SequenceSource& source,
-                      const submodules::Energies& energies, QuantizedLayers& layerwise);
+                      const submodules::Energies& energies, const QuantizedLayers& layerwise);
   /// Cycles over the layers of a submodule before the pipeline goes on.
   [[nodiscard]] int cycles_at_once(const submodules::CoupledInfo& info) const;
   /// Submodules of one half that are relaxed again once the layer that closes them is solved.
@@ -141,9 +142,6 @@ class BlockRunner {
   [[nodiscard]] format::QuantizedMatrix project(const LayerPlan& layer, ConstView target,
                                                 const solve::Metric& metric,
                                                 const solve::OutputMetric* outputs = nullptr) const;
-  /// Moves codes and scales towards another target from where they are.
-  void refine_codes(ConstView target, const solve::Metric& metric,
-                    format::QuantizedMatrix& codes) const;
   [[nodiscard]] linalg::Damping damping_of(double fraction) const;
   [[nodiscard]] solve::Metric metric_of(Mat h, double damping) const;
   /// body(part, first row, rows)
@@ -190,9 +188,8 @@ class BlockRunner {
   struct {
     Mat h;
     QuantizedLayers layerwise;
+    submodules::SquaredSum errors;  // of the half block
   } first_cycle_;
-  // Codes that a closing layer may start from: those of the cycle before; null in the first.
-  const format::QuantizedMatrix* closing_codes_ = nullptr;
   calib::ActivationStore attention_out_;  // z_q [T, Hq d]
   calib::ActivationStore ffn_out_;        // u_q [T, F], if kept
   // buffers of one chunk, reused
@@ -205,6 +202,8 @@ class BlockRunner {
                                                       const arch::BlockWeights& weights,
                                                       report::BlockRecord& record);
 
+/// Sweeps over what a projection has left. RTN has none.
+[[nodiscard]] int refine_sweeps(const Plan& plan);
 /// How a layer of the plan is put on its grid.
 [[nodiscard]] solve::ProjectOptions project_options(const Plan& plan, const LayerPlan& layer);
 

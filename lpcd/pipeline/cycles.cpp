@@ -13,12 +13,6 @@ using arch::Role;
 using submodules::Half;
 using submodules::SquaredSum;
 
-namespace {
-
-Role closing_role(Half half) { return half == Half::kAttention ? Role::kO : Role::kDown; }
-
-}  // namespace
-
 std::vector<const submodules::CoupledInfo*> BlockRunner::repeated(Half half) const {
   std::vector<const submodules::CoupledInfo*> found;
   if (plan_.solver.reference || plan_.options.alt_steps == 1) return found;
@@ -38,7 +32,7 @@ void BlockRunner::repeat_cycles(Half half) {
 bool BlockRunner::repeat_cycle(Half half, int cycle) {
   const auto infos = repeated(half);
   if (infos.empty()) return false;
-  const Role closing = closing_role(half);
+  const Role closing = infos.front()->closing.value();  // of all of one half
   std::vector<Role> roles = {closing};
   for (const auto* info : infos) {
     roles.insert(roles.end(), info->relaxed.begin(), info->relaxed.end());
@@ -54,8 +48,14 @@ bool BlockRunner::repeat_cycle(Half half, int cycle) {
                                 .record = records_.at(role),
                                 .damping = dampings_.at(role)});
   }
-  report::JointRecord joint{.submodule = std::string(infos.back()->name), .cycle = cycle};
+  std::string name;
+  for (const auto* info : infos) {
+    if (!name.empty()) name += '+';
+    name += info->name;
+  }
+  bool changed = false;
   bool kept = false;
+  site_h_ = Mat();  // of the closing layer; it will have another
   visit(half, [&](const submodules::SequenceSource& source, std::string& doing) {
     const auto coupled = infos.front()->make(forward_, original_);
     const submodules::Energies energies(ctx_, *coupled, source);
@@ -64,7 +64,7 @@ bool BlockRunner::repeat_cycle(Half half, int cycle) {
                                          quantized_);
     };
     const SquaredSum apart = judge();
-    bool changed = false;
+    if (cycle == 1) first_cycle_.errors = apart;
     std::swap(site_h_, first_cycle_.h);
     for (const auto* info : infos) {
       doing = "relax " + std::string(info->name);
@@ -75,30 +75,34 @@ bool BlockRunner::repeat_cycle(Half half, int cycle) {
       });
     }
     std::swap(site_h_, first_cycle_.h);
-    SquaredSum together = apart;
-    if (changed) {
-      // What the codes that there are were made with, should they be kept.
-      const report::LayerRecord& was = before.at(closing).record;
-      records_[closing] = {
-          .damping = was.damping, .damping_raised = was.damping_raised, .strength = was.strength};
-      closing_codes_ = &before.at(closing).layer;
-      half == Half::kAttention ? solve_attention_output() : solve_ffn_output();
-      closing_codes_ = nullptr;
-      together = judge();
-      kept = submodules::better(together, apart, apart);
+    if (!changed) return;
+    // What the codes that there are were made with, should they be kept.
+    const Before& was = before.at(closing);
+    records_[closing] = {.damping = was.record.damping,
+                         .damping_raised = was.record.damping_raised,
+                         .strength = was.record.strength};
+    if (half == Half::kAttention) {
+      solve_attention_output(&was.layer);
+    } else {
+      solve_ffn_output(&was.layer);
     }
-    joint.baseline = apart.weighted;
-    joint.baseline_face_value = apart.face_value;
-    joint.projected = together.weighted;
-    joint.projected_face_value = together.face_value;
-    joint.rolled_back = changed && !kept;
+    records_[closing].seconds += was.record.seconds;
+    const SquaredSum together = judge();
+    kept = submodules::better(together, apart, first_cycle_.errors);
+    record_->joint.push_back({.submodule = name,
+                              .cycle = cycle,
+                              .baseline = apart.weighted,
+                              .baseline_face_value = apart.face_value,
+                              .projected = together.weighted,
+                              .projected_face_value = together.face_value,
+                              .rolled_back = !kept});
   });
   if (!kept) {
     for (auto& [role, was] : before) {
       std::vector<report::RelaxationRecord> tried;
       for (report::RelaxationRecord& r : records_[role].relaxations) {
         if (r.cycle != cycle) continue;
-        r.rolled_back = joint.rolled_back;
+        r.rolled_back = changed;
         report::choose_none(r.candidates);
         tried.push_back(std::move(r));
       }
@@ -109,10 +113,15 @@ bool BlockRunner::repeat_cycle(Half half, int cycle) {
       auto& relaxations = records_[role].relaxations;
       std::ranges::move(tried, std::back_inserter(relaxations));
     }
-    half == Half::kAttention ? mix_again() : activate_again();
   }
   for (const Role role : roles) settle(role);
-  record_->joint.push_back(std::move(joint));
+  if (!kept) {
+    if (half == Half::kFfn) {
+      activate_again();  // in their place derivatives have been
+    } else if (changed) {
+      mix_again();
+    }
+  }
   return kept;
 }
 

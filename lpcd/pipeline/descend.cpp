@@ -166,7 +166,8 @@ void BlockRunner::descend_on(const submodules::CoupledInfo& info,
 void BlockRunner::judge_together(const submodules::CoupledInfo& info,
                                  const submodules::Coupled& coupled,
                                  const submodules::SequenceSource& source,
-                                 const submodules::Energies& energies, QuantizedLayers& layerwise) {
+                                 const submodules::Energies& energies,
+                                 const QuantizedLayers& layerwise) {
   const auto judge = [&] {
     return submodules::relative_errors(ctx_, coupled, source, judging_part(), energies, quantized_);
   };
@@ -184,7 +185,7 @@ void BlockRunner::judge_together(const submodules::CoupledInfo& info,
       quantized_[role] = std::move(chosen[role]);
       continue;
     }
-    layers_.insert_or_assign(role, std::move(layerwise.at(role)));
+    layers_.insert_or_assign(role, layerwise.at(role).clone());
     for (report::RelaxationRecord& relaxation : records_[role].relaxations) {
       if (relaxation.submodule != info.name) continue;
       relaxation.rolled_back = true;
@@ -280,7 +281,15 @@ bool BlockRunner::relax_layer(const submodules::CoupledInfo& info,
     }
   };
   solve::Metric inputs = metric_of(std::move(site_h_), damping);
+  // In a later cycle the codes as they are, moved towards the new target, beside another rounding.
+  const auto consider_codes = [&](const solve::Metric& metric, const char* metric_name) {
+    if (first || strength == 0 || refine_sweeps(plan_) == 0) return;
+    format::QuantizedMatrix q = before.clone();
+    solve::refine(ctx_, target, metric, refine_sweeps(plan_), q);
+    consider(std::move(q), strength, metric_name, "codes");
+  };
   if (strength > 0) consider(project(layer, target, inputs), strength, "inputs", "submodule");
+  if (!plan_.options.own_metric) consider_codes(inputs, "inputs");
   site_h_ = std::move(inputs.h);
   if (plan_.options.own_metric) {
     const solve::Metric own = metric_of(std::move(relaxed.factors.input), damping);
@@ -296,11 +305,7 @@ bool BlockRunner::relax_layer(const submodules::CoupledInfo& info,
     };
     if (first) consider_own(targets_.at(role), 0, "layer");
     if (strength > 0) consider_own(target, strength, "submodule");
-    if (!first && strength > 0 && plan_.options.refine > 0) {
-      format::QuantizedMatrix q = before.clone();
-      refine_codes(target, own, q);
-      consider(std::move(q), strength, "submodule", "codes");
-    }
+    consider_codes(own, "submodule");
   }
   record.projected = best.weighted;
   quantized_[role] = solve::decode(ctx_, layers_.at(role));

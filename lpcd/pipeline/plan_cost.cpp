@@ -53,10 +53,14 @@ void add_cycle_flops(const arch::ModelConfig& c, const arch::BlockForward& forwa
   }
   if (closes(Role::kDown)) {
     add_site_flops(c, plan, Site::kFfnOutput, count * tokens, flops, count);
-    // With what it makes of gate and up as they are, for the weights of tokens.
-    flops["forward quantized"] +=
-        count * tokens *
-        (2 * forward.ffn_activation_flops() + forward.projection_flops(Role::kDown));
+    flops["forward quantized"] += count * tokens * forward.ffn_activation_flops();
+    if (plan.options.token_weights) {
+      // What the half block makes of its input, as in the first cycle.
+      const double projection = forward.projection_flops(Role::kDown);
+      const double closing = plan.layer(0, Role::kDown).residual() ? 0 : projection;
+      flops["forward quantized"] +=
+          count * tokens * (forward.ffn_activation_flops() + projection + closing);
+    }
   }
 }
 

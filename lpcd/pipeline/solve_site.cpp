@@ -49,12 +49,8 @@ format::QuantizedMatrix BlockRunner::project(const LayerPlan& layer, ConstView t
   return q;
 }
 
-void BlockRunner::refine_codes(ConstView target, const solve::Metric& metric,
-                               format::QuantizedMatrix& codes) const {
-  solve::refine(ctx_, target, metric, plan_.options.refine, codes);
-}
-
-void BlockRunner::solve_site(Site site, SiteMoments moments) {
+void BlockRunner::solve_site(Site site, SiteMoments moments,
+                             const format::QuantizedMatrix* before) {
   ctx_.throw_if_cancelled();
   timed("solve", [&] {
     SiteMoments::Finished solve_part = moments.finish(ctx_, Part::kSolve);
@@ -80,16 +76,15 @@ void BlockRunner::solve_site(Site site, SiteMoments moments) {
         continue;
       }
       Solution solution =
-          with_context(layer.name, [&] { return solve_layer(layer, problem, h, record); });
+          with_context(layer.name, [&] { return solve_layer(layer, problem, h, record, before); });
       quantized_[role] = solve::decode(ctx_, solution.quantized);
       layers_.insert_or_assign(role, std::move(solution.quantized));
       targets_.insert_or_assign(role, std::move(solution.target));
       dampings_[role] = solution.damping;
       settle(role);
       record.seconds = seconds_since(start);
-      // One candidate a damping; none are kept where there was no choice.
-      const auto attempts = static_cast<double>(std::max<size_t>(1, record.candidates.size()));
-      flops += attempts * solve_flops(plan_, layer, original_[role].rows(), original_[role].cols());
+      flops += solution.attempts *
+               solve_flops(plan_, layer, original_[role].rows(), original_[role].cols());
     }
     site_h_ = std::move(h);
     return flops;
@@ -98,7 +93,8 @@ void BlockRunner::solve_site(Site site, SiteMoments moments) {
 
 BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
                                                const submodules::LayerProblem& problem, Mat& h,
-                                               report::LayerRecord& record) {
+                                               report::LayerRecord& record,
+                                               const format::QuantizedMatrix* before) {
   Solution best;
   double best_error = std::numeric_limits<double>::infinity();
   const bool judged = problem.has_held_out();
@@ -116,8 +112,10 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
                                             solve::decode(ctx_, q))
                   : 0;
   };
-  if (closing_codes_ != nullptr && judged) {
-    best = {.quantized = closing_codes_->clone(), .damping = dampings_.at(layer.role)};
+  const int sweeps = refine_sweeps(plan_);
+  int attempts = 0;
+  if (before != nullptr && judged) {
+    best = {.quantized = before->clone(), .damping = dampings_.at(layer.role)};
     best_error = judge(best.quantized);
     record.candidates.push_back({.target = "kept",
                                  .metric = "inputs",
@@ -132,21 +130,30 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
   const std::optional<double> given = layer.submodule->strength(plan_.solver);
   const auto attempt = [&](double damping, std::optional<double> share) {
     ctx_.throw_if_cancelled();
+    ++attempts;
     working(fmt::format("{}, damping {}", arch::role_name(layer.role), damping));
     solve::Metric metric = metric_of(std::move(h), damping);
-    Solution trial{.damping = damping};
     double strength = 0;
+    Mat wanted;
+    format::QuantizedMatrix projected;
+    format::QuantizedMatrix refined;  // from the codes of the cycle before
     if (plan_.solver.reference) {
-      trial.quantized =
+      projected =
           layer.submodule->solve_as_reference(ctx_, problem, metric, plan_.solver, put, record);
       strength = record.strength;
     } else {
       submodules::Target target =
           submodules::correct(ctx_, problem, metric, share, missing, held_out_missing);
-      trial.target = std::move(target.weight);
+      wanted = std::move(target.weight);
       strength = target.strength;
-      trial.quantized = put(trial.target, metric);
+      if (before != nullptr && sweeps > 0) {
+        refined = before->clone();
+        solve::refine(ctx_, wanted, metric, sweeps, refined);
+      }
+      // With nothing held out to choose on, those go on.
+      if (judged || refined.rows == 0) projected = put(wanted, metric);
     }
+    const bool again = refined.rows > 0;
     const auto consider = [&](format::QuantizedMatrix q, const char* target_name) {
       const double error = judge(q);
       if (judged) {
@@ -162,19 +169,16 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
         record.damping = metric.factor.lambda;
         record.damping_raised = metric.factor.raised;
         record.strength = strength;
-        best = {.target = submodules::copied(ctx_, trial.target),
-                .quantized = std::move(q),
-                .damping = damping};
+        best.quantized = std::move(q);
+        best.target = again ? submodules::copied(ctx_, wanted) : std::move(wanted);
+        best.damping = damping;
         best_error = error;
       }
       return error;
     };
-    double error = consider(std::move(trial.quantized), "layer");
-    if (closing_codes_ != nullptr && plan_.options.refine > 0) {
-      format::QuantizedMatrix q = closing_codes_->clone();
-      refine_codes(trial.target, metric, q);
-      error = std::min(error, consider(std::move(q), "codes"));
-    }
+    double error = std::numeric_limits<double>::infinity();
+    if (projected.rows > 0) error = consider(std::move(projected), "layer");
+    if (again) error = std::min(error, consider(std::move(refined), "codes"));
     h = std::move(metric.h);
     const ConstView weight = problem.weight;
     working(arch::role_name(layer.role), solve_flops(plan_, layer, weight.rows(), weight.cols()));
@@ -215,6 +219,7 @@ BlockRunner::Solution BlockRunner::solve_layer(const LayerPlan& layer,
     if (!best.target.empty()) record.objective_relaxed = relative(best.target);
     record.objective_projected = relative(solve::decode(ctx_, best.quantized));
   }
+  best.attempts = attempts;
   return best;
 }
 
@@ -229,6 +234,10 @@ void BlockRunner::settle(Role role) {
   records_[role].weight_error = squared_distance(ctx_, quantized_[role], original_[role]) /
                                 std::max(squared_norm(ctx_, original_[role]), 1e-30);
 }
+int refine_sweeps(const Plan& plan) {
+  return plan.options.method == Method::kGptq ? plan.options.refine : 0;
+}
+
 solve::ProjectOptions project_options(const Plan& plan, const LayerPlan& layer) {
   const QuantizeOptions& o = plan.options;
   const bool reference = o.preset == Preset::kOnecomp;
@@ -236,7 +245,7 @@ solve::ProjectOptions project_options(const Plan& plan, const LayerPlan& layer) 
   options.grid = layer.grid;
   options.block_columns = o.block_size;
   options.scale_search = o.scale_search;
-  options.refine_sweeps = o.method == Method::kGptq ? o.refine : 0;
+  options.refine_sweeps = refine_sweeps(plan);
   options.stale_group_scales = reference;
   options.fit = {
       .search = o.mse ? format::FitOptions::Search::kMse : format::FitOptions::Search::kNone,

@@ -92,7 +92,8 @@ struct BlockRecord {
   /// next norm sees; and the same on the held-out sequences.
   double token_error = -1;
   double held_out_token_error = -1;
-  std::vector<JointRecord> joint;  ///< submodules that relaxed several layers
+  /// Submodules that relaxed several layers, and later cycles ("gate+ud": of one half block)
+  std::vector<JointRecord> joint;
   std::map<std::string, StageCost> stages;
   double seconds = 0;
 };
