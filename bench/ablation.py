@@ -33,7 +33,7 @@ VARIANTS = {
     "no QEP": ["--qep", "off"],
     "no scale search": ["--scale-search", "off"],
     "no refinement": ["--refine", "0"],
-    "two sweeps of refinement": ["--refine", "2"],
+    "six sweeps of refinement": ["--refine", "6"],
     "no metric of its own": ["--own-metric", "off"],
     "no feedback between outputs": ["--output-feedback", "off"],
     "no token weights": ["--token-weights", "off"],

@@ -65,7 +65,7 @@ struct QuantizeOptions {
   std::vector<std::string> percdamp = {"0.01", "0.05", "0.2", "0.5", "1", "2"};
   double percdamp_power = 0.5;
   bool scale_search = true;
-  int refine = 6;
+  int refine = 2;
   bool own_metric = true;
   bool output_feedback = true;
   bool token_weights = true;
