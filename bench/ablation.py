@@ -156,8 +156,10 @@ def main():
                         add(args.results, row)
     for setting in settings or sorted({(r["model"], r["setting"]) for r in rows.values()}):
         for bits in map(int, args.bits.split(",")):
-            print(f"\n{setting[0]}, {bits} bits, {setting[1]}\n")
             chosen = [r for r in rows.values() if (r["model"], r["setting"]) == setting and r["bits"] == bits]
+            if not chosen:
+                continue
+            print(f"\n{setting[0]}, {bits} bits, {setting[1]}\n")
             table(chosen)
             print("\nThe full method, by version of the numerics:\n")
             versions(chosen)
