@@ -236,7 +236,7 @@ TEST_F(QuantizeTest, RollsBackLayersThatAreWorseTogether) {
 TEST_F(QuantizeTest, CyclesGoOnWhileTheHalfBlockGetsBetter) {
   int kept = 0;
   int undone = 0;
-  for (uint64_t seed = 1; seed <= 200 && std::min(kept, undone) == 0; ++seed) {
+  for (uint64_t seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(seed);
     TinyModel{.architecture = seed % 2 ? "llama" : "qwen3", .blocks = 1, .seed = seed}.write(
         model_);
@@ -249,8 +249,11 @@ TEST_F(QuantizeTest, CyclesGoOnWhileTheHalfBlockGetsBetter) {
       o.lpcd = {"gate", "ud"};
     }
     o.alt_steps = 4;
-    o.samples = 3;  // so few that what is gained on two is lost on the third at times
-    o.seq_len = seed % 3 ? 12 : 24;
+    // o and down are rounded anew with nothing to choose from: at times that costs more than was
+    // gained.
+    o.holdout = 0;
+    o.percdamp = {"0.05"};
+    o.refine = 0;
     const Json all = parse_json(quantize(o, ctx_).record_json, "record");
     int chosen = 0;
     expect_allowed(all, chosen);
@@ -286,7 +289,7 @@ TEST_F(QuantizeTest, CyclesGoOnWhileTheHalfBlockGetsBetter) {
       EXPECT_EQ(many.at(role).codes, few.at(role).codes) << arch::role_name(role);
     }
     // And the same streams: what was undone is undone in the activations, too.
-    EXPECT_EQ(block.at("held_out_error"), few_record.at("held_out_error"));
+    EXPECT_EQ(block.at("output_error"), few_record.at("output_error"));
   }
   EXPECT_GT(kept, 0);
   EXPECT_GT(undone, 0);
